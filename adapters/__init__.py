@@ -1,0 +1,1 @@
+"""Chat platforms: translate in, render out."""

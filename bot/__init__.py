@@ -1,0 +1,1 @@
+"""The core: words, ports, store, conversations, commands and delivery."""

@@ -1,0 +1,148 @@
+"""The settings: each declared once, with its default and its help.
+
+Order: command line, environment, `.env` in the current folder, `.env` in the state folder,
+`farense.toml` in the state folder, default. Tokens and passwords come from the environment or an
+`.env` only: in TOML they are refused, because TOML files end up in git.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+EMBEDDED_MODEL = "embedded"
+AdminId = Annotated[str, StringConstraints(pattern=r"^(telegram|discord|web|console):\S+$")]
+
+
+def default_home() -> Path:
+    """The state folder: `FARENSE_HOME`, else where the system keeps application data."""
+    chosen = os.environ.get("FARENSE_HOME")
+    return (
+        Path(chosen).expanduser()
+        if chosen
+        else platformdirs.user_data_path("farense-bot", appauthor=False)
+    )
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown name in it is an error, not a surprise later."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSettings(Section):
+    """The model and how it is run."""
+
+    model: str | None = Field(
+        None, description="MLX model id or folder; `embedded` is the small one that comes along."
+    )
+    context: int = Field(4096, ge=256, description="Tokens of prompt and answer together.")
+    max_tokens: int = Field(512, ge=1, description="Longest answer, in tokens.")
+    temperature: float = Field(0.7, ge=0, le=2, description="0 is greedy, higher is freer.")
+    top_p: float = Field(0.95, gt=0, le=1, description="Nucleus sampling.")
+    repetition_penalty: float = Field(1.05, ge=1, le=2, description="1 is off.")
+    concurrency: int = Field(8, ge=1, description="Answers written at the same time.")
+    queue: int = Field(64, ge=1, description="Requests that may wait; more are refused.")
+    queue_per_fan: int = Field(3, ge=1, description="Requests of one fan that may wait.")
+    prefill_step: int = Field(128, ge=16, description="Prompt tokens read between two steps.")
+    cache_mb: int = Field(512, ge=0, description="Memory for KV caches of conversations.")
+    request_timeout: float = Field(300, gt=0, description="Seconds until a request is given up.")
+    step_timeout: float = Field(60, gt=0, description="Seconds until a step counts as wedged.")
+
+
+class TelegramSettings(Section):
+    """The Telegram bot."""
+
+    token: SecretStr | None = Field(
+        None, description="From @BotFather; without it Telegram is off."
+    )
+    base_url: str = Field(
+        "https://api.telegram.org", description="Bot API server, for one of your own."
+    )
+    drafts: bool = Field(False, description="Stream into message drafts instead of edits.")
+
+
+class DiscordSettings(Section):
+    """The Discord bot."""
+
+    token: SecretStr | None = Field(None, description="Bot token; without it Discord is off.")
+    api_url: str = Field("https://discord.com/api/v10", description="REST address.")
+    gateway_url: str = Field("wss://gateway.discord.gg/", description="Gateway address.")
+
+
+class WebSettings(Section):
+    """The web chat and the health checks."""
+
+    enabled: bool = Field(True, description="Serve the web chat.")
+    host: str = Field("127.0.0.1", description="Address; any but this machine's needs a password.")
+    port: int = Field(8910, ge=0, le=65535, description="Port; 0 takes a free one.")
+    password: SecretStr | None = Field(None, description="Password of the web chat.")
+
+
+class ConversationSettings(Section):
+    """Conversations and messages."""
+
+    idle_hours: float = Field(12, gt=0, description="After this pause a private chat starts anew.")
+    max_chars: int = Field(8000, ge=100, description="Longest message of a fan, in characters.")
+    language: Literal["pt", "en"] = Field("pt", description="Language of the bot's own texts.")
+    persona: str = Field("farense", description="File in config/personas, without the ending.")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FARENSE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        validate_default=True,
+    )
+
+    home: Path = Field(default_factory=default_home, description="The state folder.")
+    admins: tuple[AdminId, ...] = Field(
+        (), description='Who may give admin commands, e.g. ["telegram:1","discord:2"].'
+    )
+    log: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    engine: EngineSettings = EngineSettings()
+    telegram: TelegramSettings = TelegramSettings()
+    discord: DiscordSettings = DiscordSettings()
+    web: WebSettings = WebSettings()
+    conversation: ConversationSettings = ConversationSettings()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (pydantic's signature)
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Put the TOML file of the state folder last."""
+        toml = TomlConfigSettingsSource(settings_cls, default_home() / "farense.toml")
+        return init_settings, env_settings, dotenv_settings, toml
+
+    @property
+    def database(self) -> Path:
+        """The SQLite file."""
+        return self.home / "farense.db"
+
+    @property
+    def models(self) -> Path:
+        """Where converted and downloaded models are kept."""
+        return self.home / "models"
+
+    def is_admin(self, fan_key: str) -> bool:
+        """Whether this fan may give admin commands; nobody when the list is empty."""
+        return fan_key in self.admins
