@@ -78,6 +78,18 @@ class Chat:
         """The chat's name in the store, e.g. `telegram:-100123/45`."""
         return f"{self.platform}:{self.id}" + (f"/{self.thread}" if self.thread else "")
 
+    def holds(self, chat_key: str) -> bool:
+        """Whether a chat's key is this one's or that of one of its threads.
+
+        Threads count as one here because a reaction does not say in which of them it was made.
+        """
+        return chat_key.partition("/")[0] == f"{self.platform}:{self.id}"
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether many fans share it."""
+        return self.kind is ChatKind.GROUP
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -102,6 +114,11 @@ class Message:
     attachments: int = 0
     handle: str | None = None
 
+    @property
+    def key(self) -> str:
+        """The update's name in the store, unique over all platforms."""
+        return f"{self.chat.platform}:{self.update_id}"
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -120,6 +137,7 @@ class Action(StrEnum):
     FIX = "fx"
     AGAIN = "ag"
     STOP = "st"
+    CLEAR = "cl"  # no button: a reaction that was taken back
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,7 @@ class Press:
     source: Source
     update_id: str
     handle: str | None = None
+    via: str = "button"  # or "reaction"
 
 
 class Role(StrEnum):
@@ -207,6 +226,16 @@ class Request:
     tokens: tuple[int, ...]
     pinned: int = 0
     sampling: Sampling = field(default_factory=Sampling)
+
+
+class AnswerState(StrEnum):
+    """How far an answer came."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"  # by the fan; what was written stays
+    FAILED = "failed"
+    INTERRUPTED = "interrupted"  # by a shutdown; it is answered after the start
 
 
 class Finish(StrEnum):

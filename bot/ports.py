@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -33,7 +33,7 @@ class Engine(Protocol):
         """
         ...
 
-    def generate(self, request: Request) -> AsyncIterator[Event]:
+    def generate(self, request: Request) -> AsyncGenerator[Event, None]:
         """Queue a request and stream it: `Queued`*, `Delta`*, `Done`.
 
         Raises EngineBusy, PromptTooLong, GenerationFailed or EngineDead.
@@ -48,6 +48,7 @@ class Pace:
     private: float
     group: float
     typing: float = 4.0  # the typing sign fades by itself; repeat it this often
+    idempotent_sends: bool = False  # same `Post.nonce`, one message; only without a handle
 
 
 class Transport(Protocol):

@@ -8,10 +8,12 @@ Order: command line, environment, `.env` in the current folder, `.env` in the st
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import platformdirs
+from dotenv import dotenv_values
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, StringConstraints
 from pydantic_settings import (
     BaseSettings,
@@ -21,17 +23,24 @@ from pydantic_settings import (
 )
 
 EMBEDDED_MODEL = "embedded"
+SECRETS = (("telegram", "token"), ("discord", "token"), ("web", "password"))
 AdminId = Annotated[str, StringConstraints(pattern=r"^(telegram|discord|web|console):\S+$")]
+
+
+class SecretInToml(ValueError):
+    """A token or password stands in the TOML file."""
+
+
+class UnknownSetting(ValueError):
+    """A setting that does not exist, most often misspelt."""
 
 
 def default_home() -> Path:
     """The state folder: `FARENSE_HOME`, else where the system keeps application data."""
-    chosen = os.environ.get("FARENSE_HOME")
-    return (
-        Path(chosen).expanduser()
-        if chosen
-        else platformdirs.user_data_path("farense-bot", appauthor=False)
-    )
+    chosen = os.environ.get("FARENSE_HOME") or dotenv_values(".env").get("FARENSE_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    return platformdirs.user_data_path("farense-bot", appauthor=False)
 
 
 class Section(BaseModel):
@@ -104,7 +113,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="FARENSE_",
         env_nested_delimiter="__",
-        extra="forbid",
+        extra="ignore",  # an .env holds other programs' names too; ours are checked below
         frozen=True,
         validate_default=True,
     )
@@ -129,8 +138,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 (pydantic's signature)
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Put the TOML file of the state folder last."""
-        toml = TomlConfigSettingsSource(settings_cls, default_home() / "farense.toml")
+        """Put the TOML file last; it may hold no secret."""
+        toml = TomlConfigSettingsSource(settings_cls)
+        _check_toml(toml.toml_data)
         return init_settings, env_settings, dotenv_settings, toml
 
     @property
@@ -146,3 +156,39 @@ class Settings(BaseSettings):
     def is_admin(self, fan_key: str) -> bool:
         """Whether this fan may give admin commands; nobody when the list is empty."""
         return fan_key in self.admins
+
+
+def load_settings(home: Path | None = None, **given: Any) -> Settings:
+    """Read the settings for a state folder; `given` values win over every other source.
+
+    Raises pydantic's ValidationError, tomllib's TOMLDecodeError, SecretInToml or UnknownSetting.
+    """
+    folder = (home or default_home()).expanduser().absolute()
+
+    _check_names({**dotenv_values(folder / ".env"), **dotenv_values(".env"), **os.environ})
+
+    class Here(Settings):
+        """The settings with the files of this state folder."""
+
+        model_config = SettingsConfigDict(
+            env_file=(folder / ".env", ".env"), toml_file=folder / "farense.toml"
+        )
+
+    return Here(home=folder, **given)
+
+
+def _check_toml(data: dict[str, Any]) -> None:
+    for section, name in SECRETS:
+        if name in data.get(section, {}):
+            raise SecretInToml(f"{section}.{name}")
+    for name in data:
+        if name not in Settings.model_fields:
+            raise UnknownSetting(name)
+
+
+def _check_names(environment: Mapping[str, str | None]) -> None:
+    for name in environment:
+        if name.upper().startswith("FARENSE_"):
+            section = name[len("FARENSE_") :].lower().split("__")[0]
+            if section not in Settings.model_fields:
+                raise UnknownSetting(name)

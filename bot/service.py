@@ -1,0 +1,335 @@
+"""The chat service: what happens between a fan's message and the answer under it.
+
+One entry for everything that a fan sends, `receive`: the message is durable before it returns,
+and is worked on in a task of its own. Buttons come through `press`, typed corrections through
+`correct`; both answer with a short sentence (a toast) at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Self
+
+import structlog
+
+from bot.answering import Answering
+from bot.commands import COMMANDS
+from bot.conversations import Conversations
+from bot.delivery import Delivery
+from bot.domain import (
+    Action,
+    AnswerId,
+    AnswerState,
+    Chat,
+    Destination,
+    Fan,
+    Message,
+    Platform,
+    Post,
+    Press,
+)
+from bot.errors import EngineDead, FarenseError, Refusal
+from bot.feedback import Feedback
+from bot.ports import Engine, Transport
+from bot.prompts import Persona
+from bot.records import Exchange
+from bot.store import Store
+from bot.text import clean
+from bot.work import Work
+from config.settings import Settings
+from config.texts import text
+
+log = structlog.get_logger(__name__)
+
+GRACE = 4.0  # seconds that a shutdown gives running answers to end by themselves
+FLUSH = 2.0  # seconds in which the interrupted ones say so
+
+
+def utc_now() -> datetime:
+    """The time, as the store keeps it."""
+    return datetime.now(UTC)
+
+
+class ChatService:
+    """Conversations of all platforms, on one engine and one store."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        store: Store,
+        settings: Settings,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._engine = engine
+        self._store = store
+        self._settings = settings
+        self._now = now
+        self._persona = Persona.load(settings.conversation.persona)
+        self._deliveries: dict[Platform, Delivery] = {}
+        answering = Answering(
+            engine=engine,
+            store=store,
+            settings=settings,
+            persona=self._persona,
+            deliveries=self._deliveries,
+            now=now,
+        )
+        self._conversations = Conversations(
+            store=store, answering=answering, settings=settings, now=now
+        )
+        self._bench = self._conversations.bench
+        self._feedback = Feedback(store, settings, now)
+        self._commands = {
+            "perguntar": self._ask,
+            "novo": self._new,
+            "parar": self._stop,
+            "outra": self._again,
+            "corrigir": self._correct,
+            "ajuda": self._help,
+            "estado": self._status,
+            "privacidade": self._privacy,
+        }
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._stack = AsyncExitStack()
+        self._closing = False
+
+    def attach(self, transport: Transport) -> None:
+        """Make a platform's transport known; before the service is entered."""
+        self._deliveries[transport.platform] = Delivery(transport, self._store)
+
+    async def __aenter__(self) -> Self:
+        await self._store.remember_persona(self._persona.version, self._persona.text)
+        for delivery in self._deliveries.values():
+            await self._stack.enter_async_context(delivery)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Let answers end, then interrupt them: those are written anew after the next start."""
+        self._closing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GRACE)
+        self._bench.stop(lambda _: True, AnswerState.INTERRUPTED)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=FLUSH)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._stack.aclose()
+
+    async def resume(self, platform: Platform) -> None:
+        """Answer what a platform's fans sent before the last stop; call it when connected."""
+        for message in await self._store.pending():
+            if message.chat.platform is platform:
+                self._start(message)
+
+    async def receive(self, message: Message) -> None:
+        """Take a message or command. Returns when it is safely stored; the answer comes later.
+
+        The same update again does nothing.
+        """
+        message = replace(message, text=clean(message.text))
+        if await self._store.accept(message):
+            self._start(message)
+
+    async def press(self, press: Press) -> str:
+        """Act on a button or a reaction; returns the toast in the fan's language.
+
+        FIX makes the service ask for the correction by a guided reply (`Post.ask`): platforms
+        with forms of their own open the form instead and call `correct`.
+        """
+        try:
+            match press.action:
+                case Action.STOP:
+                    return await self._press_stop(press)
+                case Action.AGAIN:
+                    return await self._press_again(press)
+                case Action.FIX:
+                    return await self._press_fix(press)
+                case _:
+                    return await self._feedback.vote(press)
+        except FarenseError as error:
+            return text(error.key, press.fan.language, **error.values)
+
+    async def correct(self, press: Press, correction: str) -> str:
+        """Store a fan's correction of an answer; returns the toast."""
+        try:
+            return await self._feedback.correct(press, correction)
+        except FarenseError as error:
+            return text(error.key, press.fan.language, **error.values)
+
+    async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
+        """Which answer a message of ours shows: for reactions."""
+        return await self._store.answer_at(chat, message_id)
+
+    async def newest_answer(self, chat: Chat) -> AnswerId | None:
+        """The newest answer in a chat: what `/corrigir` without a reply means."""
+        answer = await self._store.last_answer(chat)
+        return answer.id if answer else None
+
+    async def transcript(self, chat: Chat, fan: Fan, limit: int = 50) -> list[Exchange]:
+        """The running conversation of a chat, oldest first, with the fan's own votes."""
+        return await self._store.exchanges(chat, fan.key, limit)
+
+    # One message
+
+    def _start(self, message: Message) -> None:
+        if self._closing or message in self._bench:
+            return
+        task = asyncio.get_running_loop().create_task(self._work(message), name=message.key)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, message: Message) -> None:
+        """Do what a message asks, tell the fan how it ended, and take it out of the inbox.
+
+        Interrupted work stays in the inbox: it is done after the next start.
+        """
+        with self._bench.take(message) as work:
+            try:
+                await self._store.remember_fan(message.fan, self._now())
+                reply = await self._dispatch(work)
+            except EngineDead:
+                return
+            except FarenseError as error:
+                reply = text(error.key, message.fan.language, **error.values)
+            except Exception:
+                log.exception("message failed", update=message.key)  # other chats go on
+                reply = text("error.unexpected", message.fan.language)
+            if work.reason is AnswerState.INTERRUPTED:
+                return
+            if reply:
+                post = Post(reply, private=True, nonce=message.key)
+                await self._deliveries[message.chat.platform].post(work.to, post)
+            await self._store.done(message)
+
+    async def _dispatch(self, work: Work) -> str | None:
+        """Run a command or answer a question; returns a short reply, or None when all is said."""
+        message = work.message
+        command = next((one for one in COMMANDS if one.name == message.command), None)
+        if command and command.admin and not self._settings.is_admin(message.fan.key):
+            raise Refusal("refusal.admins_only")
+        return await self._commands[command.name if command else "perguntar"](work)
+
+    # Commands
+
+    async def _ask(self, work: Work) -> str | None:
+        message = work.message
+        if message.reply_to and not message.command:
+            asked = await self._store.asked_correction(message.chat, message.reply_to)
+            if asked is not None:
+                return await self._feedback.correct(_press(message, asked), message.text)
+        await self._conversations.ask(work)
+        return None
+
+    async def _new(self, work: Work) -> str:
+        await self._conversations.new(work.message.chat)
+        return text("reply.new", work.message.fan.language)
+
+    async def _stop(self, work: Work) -> str:
+        fan, chat = work.message.fan, work.message.chat
+
+        def is_theirs(other: Work) -> bool:
+            asked = other.message
+            may = self._conversations.may_change(fan, chat, asked.fan.key)
+            return other is not work and asked.chat.key == chat.key and may
+
+        stopped = self._bench.stop(is_theirs, AnswerState.STOPPED)
+        return text("reply.stopped" if stopped else "reply.nothing_to_stop", fan.language)
+
+    async def _again(self, work: Work) -> None:
+        await self._conversations.again(work)
+
+    async def _correct(self, work: Work) -> str | None:
+        message = work.message
+        press = _press(message, (await self._conversations.target(message)).id)
+        if message.text:
+            return await self._feedback.correct(press, message.text)
+        await self._ask_correction(press, work.to)
+        return None
+
+    async def _help(self, work: Work) -> str:
+        fan = work.message.fan
+        lines = [
+            f"- /{command.aliases[0] if fan.language == 'en' else command.name} — "
+            + text(f"command.{command.name}.summary", fan.language)
+            for command in COMMANDS
+            if not command.admin or self._settings.is_admin(fan.key)
+        ]
+        return text("reply.help", fan.language, commands="\n".join(lines))
+
+    async def _status(self, work: Work) -> str:
+        engine = self._engine.status
+        counts = await self._store.counts()
+        return text(
+            "reply.status",
+            work.message.fan.language,
+            model=engine.model,
+            revision=engine.revision,
+            running=engine.running,
+            waiting=engine.waiting,
+            speed=round(engine.tokens_per_second),
+            answers=counts["answers"],
+            up=counts["votes_up"],
+            down=counts["votes_down"],
+        )
+
+    async def _privacy(self, work: Work) -> str:
+        return text("reply.privacy", work.message.fan.language)
+
+    # Buttons
+
+    async def _ask_correction(self, press: Press, to: Destination) -> None:
+        post = Post(text("reply.ask_correction", press.fan.language), private=True, ask=True)
+        message_id = await self._deliveries[press.chat.platform].post(to, post)
+        if message_id is not None:
+            await self._store.ask_correction(press.answer_id, press.chat, message_id)
+
+    async def _press_fix(self, press: Press) -> str:
+        await self._feedback.find(press)
+        await self._ask_correction(press, Destination(press.chat, handle=press.handle))
+        return text("toast.ask_correction", press.fan.language)
+
+    async def _press_stop(self, press: Press) -> str:
+        await self._find_own(press)
+        stopped = self._bench.stop(
+            lambda work: work.answer_id == press.answer_id, AnswerState.STOPPED
+        )
+        return text("reply.stopped" if stopped else "reply.nothing_to_stop", press.fan.language)
+
+    async def _press_again(self, press: Press) -> str:
+        await self._find_own(press)
+        message = Message(
+            update_id=press.update_id,
+            chat=press.chat,
+            fan=press.fan,
+            text=str(press.answer_id),
+            source=press.source,
+            received_at=self._now(),
+            command="outra",
+            handle=press.handle,
+        )
+        await self.receive(message)
+        return text("toast.again", press.fan.language)
+
+    async def _find_own(self, press: Press) -> None:
+        answer = await self._feedback.find(press)
+        if not self._conversations.may_change(press.fan, press.chat, answer.fan_key):
+            raise Refusal("refusal.not_yours")
+
+
+def _press(message: Message, answer_id: AnswerId) -> Press:
+    """A message that corrects an answer, as the press of ✏️ that it stands for."""
+    return Press(
+        action=Action.FIX,
+        answer_id=answer_id,
+        fan=message.fan,
+        chat=message.chat,
+        source=message.source,
+        update_id=message.update_id,
+        handle=message.handle,
+        via="message",
+    )

@@ -1,0 +1,104 @@
+"""What the bot is busy with: one piece of work for each message, which its fan may stop."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+from bot.domain import AnswerId, AnswerState, Destination, Message
+from bot.errors import EngineBusy, Refusal
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A message being answered: waiting for its turn, or being written as `answer_id`."""
+
+    message: Message
+    answer_id: AnswerId | None = None
+    reason: AnswerState | None = None  # why it was stopped
+    _scope: asyncio.Timeout | None = field(default=None, repr=False)
+
+    @property
+    def to(self) -> Destination:
+        """Where its answer goes; in a group it points at the fan's message."""
+        chat = self.message.chat
+        return Destination(
+            chat, self.message.message_id if chat.is_shared else None, self.message.handle
+        )
+
+    def stop(self, reason: AnswerState) -> None:
+        """End the stoppable part of this work now."""
+        self.reason = self.reason or reason
+        if self._scope is not None and not self._scope.expired():
+            self._scope.reschedule(asyncio.get_running_loop().time())
+
+    @asynccontextmanager
+    async def stoppable(self) -> AsyncIterator[None]:
+        """Run a block that `stop` ends early and quietly; look at `reason` afterwards."""
+        now = asyncio.get_running_loop().time()
+        try:
+            async with asyncio.timeout_at(now if self.reason else None) as self._scope:
+                yield
+        except TimeoutError:
+            if self.reason is None:
+                raise
+        finally:
+            self._scope = None
+
+
+class Bench:
+    """All work in hand: bounded, in order within a conversation, and easy to find for a stop."""
+
+    def __init__(self, most: int, most_per_fan: int) -> None:
+        self._most = most
+        self._most_per_fan = most_per_fan
+        self._works: dict[str, Work] = {}
+        self._turns: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+
+    def __contains__(self, message: Message) -> bool:
+        return message.key in self._works
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    @contextmanager
+    def take(self, message: Message) -> Iterator[Work]:
+        """Put a message on the bench for as long as the block runs."""
+        work = self._works[message.key] = Work(message)
+        try:
+            yield work
+        finally:
+            del self._works[message.key]
+
+    def check_room(self, work: Work) -> None:
+        """Refuse a question when too much waits already, of this fan or of all."""
+        mine = sum(other.message.fan.key == work.message.fan.key for other in self._works.values())
+        if mine > self._most_per_fan:
+            raise Refusal("refusal.pending", n=mine - 1)
+        if len(self._works) > self._most:
+            raise EngineBusy(retry_after=30)
+
+    @asynccontextmanager
+    async def turn(self, work: Work, conversation: str) -> AsyncIterator[bool]:
+        """Wait for a work's turn, first come first served; False when it was stopped before."""
+        lock = self._turns.get(conversation)
+        if lock is None:
+            lock = self._turns[conversation] = asyncio.Lock()
+        acquired = False
+        async with work.stoppable():
+            acquired = bool(await lock.acquire())
+        try:
+            yield acquired and work.reason is None
+        finally:
+            if acquired:
+                lock.release()
+
+    def stop(self, which: Callable[[Work], bool], reason: AnswerState) -> int:
+        """Stop all works that `which` picks; returns how many."""
+        chosen = [work for work in self._works.values() if which(work)]
+        for work in chosen:
+            work.stop(reason)
+        return len(chosen)

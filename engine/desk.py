@@ -1,0 +1,328 @@
+"""The front desk of every engine, on the event loop: who waits, who runs, who hears what.
+
+An engine gives it two hands, `start` and `abort`, and hands back `Piece`, `Ended` and `Failed`
+for each request. The desk knows no model and no thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass, field
+
+from bot.domain import Delta, Done, Event, Finish, Queued, Request, Usage
+from bot.errors import EngineBusy, EngineDead, EngineError, GenerationFailed, PromptTooLong
+from config.settings import EngineSettings
+from engine.fair_queue import FairQueue
+
+FIRST_GUESS = 10.0  # seconds an answer takes, before one was measured
+LONGEST_RETRY = 120.0
+RATE_WINDOW = 10.0  # seconds that tokens per second are averaged over
+FINE_POSITIONS = 10  # up to here each step forward is told, further back one in ten
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One more token of an answer; its text may still be held back."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The answer is over."""
+
+    id: str
+    finish: Finish
+    revision: str
+    completion_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """This answer cannot go on."""
+
+    id: str
+    error: EngineError
+
+
+Report = Piece | Ended | Failed
+
+
+class Mailbox:
+    """What a consumer has not read yet. A slow one finds the deltas joined; nothing piles up."""
+
+    def __init__(self) -> None:
+        self._position: int | None = None
+        self._text: list[str] = []
+        self._end: Done | EngineError | None = None
+        self._news = asyncio.Event()
+
+    def place(self, position: int) -> None:
+        """Replace the place in the queue."""
+        self._position = position
+        self._news.set()
+
+    def write(self, text: str) -> None:
+        """Add to the answer."""
+        self._position = None
+        self._text.append(text)
+        self._news.set()
+
+    def end(self, end: Done | EngineError) -> None:
+        """Close; what was written before is still read."""
+        self._position = None
+        self._end = end
+        self._news.set()
+
+    async def read(self) -> Event:
+        """Wait for the next event. Raises what the request failed with."""
+        await self._news.wait()
+        if self._position is not None:
+            event: Event = Queued(self._position)
+            self._position = None
+        elif self._text:
+            event = Delta("".join(self._text))
+            self._text.clear()
+        elif isinstance(self._end, Done):
+            return self._end
+        else:
+            assert self._end is not None, "set only together with one of the three"
+            raise self._end
+        if not self._text and self._end is None:
+            self._news.clear()
+        return event
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One request in the house. `max_tokens` is what the context leaves of what was asked."""
+
+    request: Request
+    max_tokens: int
+    arrived: float
+    mailbox: Mailbox = field(default_factory=Mailbox)
+    started: float | None = None
+    first_token: float | None = None
+    told: int = 0
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.request.id
+
+    @property
+    def fan(self) -> str:
+        """The request's fan."""
+        return self.request.fan
+
+    @property
+    def length(self) -> int:
+        """Tokens that it may come to hold."""
+        return len(self.request.tokens) + self.max_tokens
+
+
+class Desk:
+    """Admits, queues, starts, watches and ends requests."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        clock: Callable[[], float],
+        start: Callable[[Job], None],
+        abort: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._start = start
+        self._abort = abort
+        self._queue: FairQueue[Job] = FairQueue(settings.queue, settings.queue_per_fan)
+        self._running: dict[str, Job] = {}
+        self._leaving: set[str] = set()  # no longer wanted, not yet let go by the engine
+        self._tokens: deque[float] = deque()
+        self._service = FIRST_GUESS
+        self.open = False
+        self.context = settings.context
+        self.room: int | None = None  # tokens that may be held at once, None for any number
+
+    @property
+    def running(self) -> int:
+        """Answers being written."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._queue)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the last seconds, all answers together."""
+        since = self._clock() - RATE_WINDOW
+        while self._tokens and self._tokens[0] < since:
+            self._tokens.popleft()
+        return len(self._tokens) / RATE_WINDOW
+
+    async def serve(self, request: Request) -> AsyncGenerator[Event]:
+        """One request from the door to its last event."""
+        job = self._admit(request)
+        try:
+            while True:
+                event = await job.mailbox.read()
+                yield event
+                if isinstance(event, Done):
+                    return
+        finally:
+            self._dismiss(job)
+
+    def deliver(self, reports: Iterable[Report]) -> None:
+        """Pass on what the engine did."""
+        for report in reports:
+            job = self._running.get(report.id)
+            if job is None:
+                continue
+            if isinstance(report, Piece):
+                self._write(job, report.text)
+                continue
+            del self._running[job.id]
+            wanted = job.id not in self._leaving
+            self._leaving.discard(job.id)
+            if wanted:
+                job.mailbox.end(self._outcome(job, report))
+        self._dispatch()
+
+    def check(self) -> None:
+        """Give up requests that have been here too long; to be called every now and then."""
+        now = self._clock()
+        late = now - self._settings.request_timeout
+        for job in [job for job in self._queue if job.arrived < late]:
+            self._queue.remove(job)
+            job.mailbox.end(EngineBusy(self._retry_after()))
+        for job in [job for job in self._running.values() if job.arrived < late]:
+            self._let_go(job)
+            job.mailbox.end(GenerationFailed())
+        self._dispatch()
+
+    def close(self, error: EngineError | None = None) -> None:
+        """Take no more requests and end all: with the error, else as cancelled."""
+        self.open = False
+        for job in [*self._queue, *self._running.values()]:
+            if job.id not in self._leaving:
+                usage = self._usage(job, revision="", completion=0, cached=0)
+                job.mailbox.end(error or Done(Finish.CANCELLED, usage))
+        self._queue = FairQueue(self._settings.queue, self._settings.queue_per_fan)
+        self._running.clear()
+        self._leaving.clear()
+
+    def _admit(self, request: Request) -> Job:
+        if not self.open:
+            raise EngineDead
+        left = self.context - len(request.tokens)
+        if left < 1:
+            raise PromptTooLong(tokens=len(request.tokens), limit=self.context - 1)
+        job = Job(request, min(left, request.sampling.max_tokens), self._clock())
+        if not _is_sound(request) or self._knows(request.id):
+            raise GenerationFailed
+        if not self._queue.put(job):
+            raise EngineBusy(self._retry_after())
+        self._dispatch()
+        return job
+
+    def _knows(self, request_id: str) -> bool:
+        return request_id in self._running or any(job.id == request_id for job in self._queue)
+
+    def _dismiss(self, job: Job) -> None:
+        """The consumer is gone: nothing more is written for it."""
+        if self._queue.remove(job):
+            self._dispatch()
+        elif self._running.get(job.id) is job:
+            self._let_go(job)
+
+    def _let_go(self, job: Job) -> None:
+        """Abort; the place is free once the engine says so."""
+        if job.id not in self._leaving:
+            self._leaving.add(job.id)
+            self._abort(job.id)
+
+    def _dispatch(self) -> None:
+        while len(self._running) < self._settings.concurrency:
+            job = self._queue.peek(self._is_free)
+            if job is None or not self._fits(job):
+                break
+            self._queue.take(job)
+            self._running[job.id] = job
+            job.started = self._clock()
+            self._start(job)
+        self._tell_positions()
+
+    def _is_free(self, job: Job) -> bool:
+        """Whether no other answer of the same conversation is being written."""
+        conversation = job.request.conversation
+        return all(other.request.conversation != conversation for other in self._running.values())
+
+    def _fits(self, job: Job) -> bool:
+        """Whether the KV caches of all will fit; one alone always may run."""
+        if self.room is None or not self._running:
+            return True
+        return sum(other.length for other in self._running.values()) + job.length <= self.room
+
+    def _tell_positions(self) -> None:
+        for position, job in enumerate(self._queue, start=1):
+            near = position <= FINE_POSITIONS or position <= job.told * 0.9
+            if job.told == 0 or (position != job.told and near):
+                job.told = position
+                job.mailbox.place(position)
+
+    def _write(self, job: Job, text: str) -> None:
+        now = self._clock()
+        self._tokens.append(now)
+        if job.id in self._leaving or not text:
+            return
+        if job.first_token is None:
+            job.first_token = now
+        job.mailbox.write(text)
+
+    def _outcome(self, job: Job, report: Ended | Failed) -> Done | EngineError:
+        if isinstance(report, Failed):
+            return report.error
+        took = self._clock() - (job.started or job.arrived)
+        self._service += (took - self._service) / 8
+        usage = self._usage(
+            job,
+            revision=report.revision,
+            completion=report.completion_tokens,
+            cached=report.cached_tokens,
+        )
+        return Done(report.finish, usage)
+
+    def _usage(self, job: Job, *, revision: str, completion: int, cached: int) -> Usage:
+        now = self._clock()
+        return Usage(
+            revision=revision,
+            prompt_tokens=len(job.request.tokens),
+            cached_tokens=cached,
+            completion_tokens=completion,
+            queued=(job.started or now) - job.arrived,
+            first_token=(job.first_token or now) - job.arrived,
+            total=now - job.arrived,
+        )
+
+    def _retry_after(self) -> float:
+        rounds = 1 + len(self._queue) / self._settings.concurrency
+        return min(LONGEST_RETRY, rounds * self._service)
+
+
+def _is_sound(request: Request) -> bool:
+    """Whether the numbers make sense; NaN fails every comparison."""
+    how = request.sampling
+    return (
+        len(request.tokens) > 0
+        and 0 <= request.pinned <= len(request.tokens)
+        and 0 <= how.temperature < float("inf")
+        and 0 < how.top_p <= 1
+        and 0 < how.repetition_penalty < float("inf")
+        and how.max_tokens >= 1
+    )

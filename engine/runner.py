@@ -1,0 +1,217 @@
+"""The one thread that owns MLX: it loads, runs, swaps and frees. Nobody else touches an array.
+
+Orders come in through a queue of calls; what happened goes out through `post`, which must be safe
+to call from here. Both carry plain Python objects only.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from bot.domain import Request
+from bot.errors import GenerationFailed
+from config.settings import EngineSettings
+from engine.cache import PrefixCache
+from engine.desk import Failed, Report
+from engine.models import LoadedModel
+from engine.pacer import Pacer
+
+if TYPE_CHECKING:  # imports MLX, which must wait for the plan's BLAS
+    from engine.rows import RowKv
+    from engine.views import View
+
+MIB = 2**20
+FAULTS_LIMIT = 3  # steps in a row that may fail before the thread gives up
+TIDY_STEPS = 256  # steps between two returns of unused memory to the system
+
+Build = Callable[[LoadedModel], Any]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the outside may know of a loaded model."""
+
+    name: str
+    tokenizer: Any
+    context: int
+    vocabulary: int
+    bytes_per_token: int
+
+
+class Runner:
+    """The engine's thread, and the views in it: the last one takes new requests."""
+
+    def __init__(
+        self,
+        load: Callable[[], LoadedModel],
+        settings: EngineSettings,
+        post: Callable[[Sequence[Report]], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._load = load
+        self._post = post
+        self._clock = clock
+        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._cache: PrefixCache[RowKv] = PrefixCache(settings.cache_mb * MIB)
+        self._pacer = Pacer(settings.prefill_step)
+        self._views: list[View] = []
+        self._base: LoadedModel | None = None
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.loaded: Future[Facts] = Future()
+        self.ended: Future[None] = Future()
+        self.busy_since: float | None = None  # when the step began that is computed now
+        self.cache_bytes = 0
+        self.revision = ""
+
+    def begin(self) -> None:
+        """Start the thread; `loaded` tells when it is ready, or why it is not."""
+        for future in (self.loaded, self.ended):
+            future.set_running_or_notify_cancel()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the thread to end after this step; `ended` tells when it has."""
+        self._orders.put(None)
+
+    def start(self, request: Request, max_tokens: int) -> None:
+        """Begin an answer on the current view."""
+        self._orders.put(partial(self._admit, request, max_tokens))
+
+    def abort(self, request_id: str) -> None:
+        """Drop an answer at the next step."""
+        self._orders.put(partial(self._drop, request_id))
+
+    def swap(self, revision: str, digest: str, build: Build) -> Future[None]:
+        """Build another model from the base and give it all new requests."""
+        done: Future[None] = Future()
+        done.set_running_or_notify_cancel()
+        self._orders.put(partial(self._swap, revision, digest, build, done))
+        return done
+
+    def _run(self) -> None:
+        try:
+            if self._prepare():
+                self._serve()
+        except Exception:
+            log.exception("engine.thread_failed")
+        finally:
+            self._clean_up()
+
+    def _prepare(self) -> bool:
+        try:
+            base = self._load()
+            from engine.rows import bytes_per_token
+
+            self._base = base
+            self._open_view(f"base:{base.fingerprint[:12]}", base.fingerprint, base.model)
+            size = bytes_per_token(base.model)
+        except Exception as fault:  # noqa: BLE001 (raised again by whoever waits for the model)
+            self.loaded.set_exception(fault)
+            return False
+        facts = Facts(base.name, base.tokenizer, base.context, base.vocabulary, size)
+        self.loaded.set_result(facts)
+        return True
+
+    def _serve(self) -> None:
+        import mlx.core as mx
+
+        faults, steps, read = 0, 0, 0
+        while self._take_orders():
+            began = self.busy_since = self._clock()
+            writing = any(view.writing for view in self._views)
+            chunk = self._pacer.chunk(writing=writing)
+            failed = [view for view in self._views if not self._step(view, chunk)]
+            if writing and not failed:
+                self._pacer.note(read, self._clock() - began)
+            read = sum(view.last_read for view in self._views)
+            faults = faults + 1 if failed else 0
+            if faults >= FAULTS_LIMIT:
+                return
+            steps += 1
+            if steps % TIDY_STEPS == 0:
+                mx.clear_cache()
+            self._settle()
+
+    def _step(self, view: View, chunk: int) -> bool:
+        """One step of one view. A fault ends its running answers and nothing else."""
+        try:
+            self._post(view.step(chunk))
+        except Exception:
+            log.exception("engine.step_failed", revision=view.revision)
+            self._post(view.fail())
+            return False
+        return True
+
+    def _take_orders(self) -> bool:
+        """Carry out what was asked for, waiting for it when there is nothing to compute."""
+        while True:
+            idle = all(view.idle for view in self._views)
+            if idle:
+                self.busy_since = None
+            try:
+                order = self._orders.get(block=idle)
+            except queue.Empty:
+                return True
+            if order is None:
+                return False
+            order()
+
+    def _settle(self) -> None:
+        """Free views that nobody needs any more, and keep all KV caches within the budget."""
+        for view in [view for view in self._views[:-1] if view.idle]:
+            self._views.remove(view)
+            self._cache.forget(view.digest)
+        running = sum(view.nbytes for view in self._views)
+        self._cache.leave_room(running)
+        self.cache_bytes = running + self._cache.nbytes
+
+    def _admit(self, request: Request, max_tokens: int) -> None:
+        try:
+            self._views[-1].admit(request, max_tokens)
+        except Exception:
+            log.exception("engine.admit_failed")
+            self._post([Failed(request.id, GenerationFailed())])
+
+    def _drop(self, request_id: str) -> None:
+        for view in self._views:
+            self._post(list(view.drop(request_id)))
+        self._settle()
+
+    def _swap(self, revision: str, digest: str, build: Build, done: Future[None]) -> None:
+        assert self._base is not None, "orders are taken only once a model is loaded"
+        try:
+            self._open_view(revision, digest, build(self._base))
+        except Exception as fault:  # noqa: BLE001 (raised again by whoever asked for the swap)
+            done.set_exception(fault)
+            return
+        self._settle()
+        done.set_result(None)
+
+    def _open_view(self, revision: str, digest: str, model: Any) -> None:
+        from engine.views import View
+
+        assert self._base is not None, "views are made from the base"
+        view = View(revision, digest, model, self._base.tokenizer, self._cache)
+        self._views.append(view)
+        self.revision = revision
+
+    def _clean_up(self) -> None:
+        """Free everything in this thread: MLX's streams belong to it."""
+        import mlx.core as mx
+
+        self._views.clear()
+        self._base = None
+        self._cache = PrefixCache(0)
+        mx.synchronize()
+        mx.clear_streams()
+        self.ended.set_result(None)
