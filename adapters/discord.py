@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import aiohttp
 import discord
@@ -24,8 +25,17 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A connection that is lost and tried again is worth a line, not a page."""
+    record.exc_info = None
+    return True
+
+
+logging.getLogger("discord.client").addFilter(_without_traceback)
+
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds between two attempts to connect
-CLOSING = 3.0  # seconds for a polite goodbye
+CLOSING = 2.0  # seconds for a polite goodbye
 BAD_TOKEN = 4004
 BAD_INTENTS = {4013, 4014}
 
@@ -42,6 +52,7 @@ class DiscordAdapter:
         self._health = Health(State.STARTING)
         self._resumed = False
         self._wait = FIRST_WAIT
+        self._addresses = ExitStack()
         self.transport = DiscordTransport(lambda: self._client)
 
     @property
@@ -59,37 +70,42 @@ class DiscordAdapter:
         token = self._settings.discord.token
         if token is None:
             raise ConfigError("discord.token_missing")
-        with addresses(self._settings.discord):
-            while True:
-                reason = await self._connect(self.connection(), token.get_secret_value())
-                log.warning("not connected", platform="discord", reason=reason, wait=self._wait)
-                await asyncio.sleep(self._wait)
-                self._wait = min(2 * self._wait, LONGEST_WAIT)
+        self._addresses.close()
+        self._addresses.enter_context(addresses(self._settings.discord))
+        while True:
+            reason = await self._connect(self.connection(), token.get_secret_value())
+            log.warning("not connected", platform="discord", reason=reason, wait=self._wait)
+            await asyncio.sleep(self._wait)
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
+
+    async def close(self) -> None:
+        """Close the connections, when the last answer has been delivered."""
+        if self._client is not None:
+            await _close(self._client)
+        self._addresses.close()
 
     async def _connect(self, client: Client, token: str) -> str:
         """Stay connected for as long as the library manages to; returns why it gave up."""
         try:
             await client.start(token)
-        except (discord.LoginFailure, discord.PrivilegedIntentsRequired) as error:
-            wrong = isinstance(error, discord.LoginFailure)
-            raise ConfigError("discord.token_wrong" if wrong else "discord.intents") from error
-        except discord.ConnectionClosed as error:
-            if error.code == BAD_TOKEN:
-                raise ConfigError("discord.token_wrong") from error
-            if error.code in BAD_INTENTS:
-                raise ConfigError("discord.intents") from error
-            return str(error)
+        except asyncio.CancelledError:
+            await _leave_gateway(client)  # what is being answered still goes out, until `close`
+            raise
         except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+            await _close(client)
+            if key := _only_admin_can_help(error):
+                raise ConfigError(key) from error
             return f"{type(error).__name__}: {error}"
         finally:
             await self._note(State.DOWN)
-            await _close(client)
         return "closed"
 
     async def _note(self, state: State) -> None:
         """Keep how the connection is; on the first success, answer what is still open."""
         language = self._settings.conversation.language
         detail = "" if state is State.UP else text("discord.down", language)
+        if state is not self._health.state:
+            log.info("discord health", state=state.value)
         self._health = Health(state, detail)
         if state is not State.UP:
             return
@@ -111,9 +127,27 @@ def addresses(settings: DiscordSettings) -> Iterator[None]:
         Route.BASE, DiscordWebSocket.DEFAULT_GATEWAY = before
 
 
+def _only_admin_can_help(error: Exception) -> str | None:
+    """The text that says what to do, where trying again would not help."""
+    code = error.code if isinstance(error, discord.ConnectionClosed) else None
+    if isinstance(error, discord.LoginFailure) or code == BAD_TOKEN:
+        return "discord.token_wrong"
+    if isinstance(error, discord.PrivilegedIntentsRequired) or code in BAD_INTENTS:
+        return "discord.intents"
+    return None
+
+
+async def _leave_gateway(client: Client) -> None:
+    """Hear nothing new, but wait for no server that does not say goodbye."""
+    if client.ws is not None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSING):
+                await client.ws.close(code=1000)
+
+
 async def _close(client: Client) -> None:
-    """Say goodbye, but wait for no server that does not answer."""
+    await _leave_gateway(client)
     with suppress(TimeoutError):
         async with asyncio.timeout(CLOSING):
             await client.close()
-    await client.http.close()
+    await client.http.close()  # also when the goodbye took too long

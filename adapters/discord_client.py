@@ -7,12 +7,14 @@ import re
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Self
 
 import aiohttp
 import discord
 import structlog
 from discord import app_commands
+from discord.gateway import DiscordWebSocket
 
 from adapters.discord_commands import EnglishNames, register, slash_commands
 from adapters.discord_inbound import (
@@ -38,6 +40,7 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
+OFFICIAL_GATEWAY = DiscordWebSocket.DEFAULT_GATEWAY
 PROMPT = 2.0  # seconds after which we ask Discord for patience; it gives us 3
 LONGEST_FIELD = 4000  # characters that Discord lets a person type into a form or command
 _FORM = re.compile(r"fix:(?P<answer>\d+)")
@@ -80,6 +83,11 @@ class Client(discord.Client):
 
     # --- the connection ----------------------------------------------------------------------
 
+    async def on_connect(self) -> None:
+        """Stay with a gateway of one's own, whatever address it announces for later."""
+        if DiscordWebSocket.DEFAULT_GATEWAY != OFFICIAL_GATEWAY:
+            self.ws.gateway = DiscordWebSocket.DEFAULT_GATEWAY
+
     async def on_ready(self) -> None:
         """Everything works."""
         await self._notice(State.UP)
@@ -120,14 +128,19 @@ class Client(discord.Client):
         if command.argument is Argument.OPTIONAL and not typed:
             await self._offer_form(interaction)
             return
-        await interaction.response.defer(ephemeral=command.private, thinking=True)
+        try:
+            await interaction.response.defer(ephemeral=command.private, thinking=True)
+        except (discord.HTTPException, aiohttp.ClientError) as error:
+            log.warning("interaction lost", platform="discord", reason=str(error))
+            incoming = replace(incoming, handle=None)  # answered in the channel instead
         try:
             async with self._turn(interaction.channel_id or 0):
                 await self.service.receive(incoming)
         except FarenseError as error:
             log.warning("command not taken", platform="discord", error=str(error))
             sorry = text(error.key, incoming.fan.language, **error.values)
-            await interaction.edit_original_response(content=sorry)
+            if incoming.handle:
+                await interaction.edit_original_response(content=sorry)
 
     def _turn(self, channel: int) -> asyncio.Lock:
         """The lock that keeps what happens in a channel in order."""

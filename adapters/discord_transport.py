@@ -106,7 +106,11 @@ class DiscordTransport:
             sent = await self._call(handle.route("POST"), handle, body)
             return str(sent["id"])
         if to.reply_to:
-            body["message_reference"] = {"message_id": to.reply_to, "fail_if_not_exists": False}
+            body["message_reference"] = {
+                "channel_id": to.chat.id,
+                "message_id": to.reply_to,
+                "fail_if_not_exists": False,
+            }
         if post.nonce:
             body |= {"nonce": _nonce(post.nonce), "enforce_nonce": True}
         route = Route("POST", "/channels/{channel_id}/messages", channel_id=to.chat.id)

@@ -59,7 +59,12 @@ _STYLE = _style()
 
 def split(text: str) -> list[str]:
     """Cut CommonMark into pieces that `render` makes a message of."""
-    return cut(_SURROGATES.sub("\ufffd", text), PIECE, utf16_length)
+    return cut(_SURROGATES.sub("\ufffd", text), PIECE, _room)
+
+
+def _room(text: str) -> int:
+    """How long a source is in a message, with a joiner behind every @."""
+    return utf16_length(text) + text.count("@")
 
 
 def render(text: str) -> tuple[str, list[MessageEntity]]:

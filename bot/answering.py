@@ -83,9 +83,18 @@ class Answering:
             now=self._now(),
         )
         stream = self._deliveries[work.message.chat.platform].open(work.to, answer_id)
+        try:
+            await self._show(work, question_id, answer_id, stream)
+        finally:
+            await stream.abandon()
+
+    async def _show(
+        self, work: Work, question_id: QuestionId, answer_id: AnswerId, stream: Stream
+    ) -> None:
+        """Write the answer, or after a crash take the one that was written, and show it."""
         earlier = await self._store.answer(answer_id)
         if earlier is not None and earlier.state in {AnswerState.DONE, AnswerState.STOPPED}:
-            await stream.finish(earlier.text)  # written before a crash, perhaps not shown
+            await stream.finish(earlier.text)
             return
         draft = Draft()
         try:

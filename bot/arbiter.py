@@ -34,7 +34,7 @@ class Limits:
 
     tries: int = 10
     call: float = 30.0
-    drain: float = 3.0
+    drain: float = 1.5
 
 
 class Arbiter:

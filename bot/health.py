@@ -53,3 +53,7 @@ class Adapter(Protocol):
         else that escapes is a fault after which the supervisor starts it again.
         """
         ...
+
+    async def close(self) -> None:
+        """Close the connections; after `run` has ended and the last answer was delivered."""
+        ...

@@ -45,7 +45,7 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
-GRACE = 4.0  # seconds that a shutdown gives running answers to end by themselves
+GRACE = 3.0  # seconds that a shutdown gives running answers to end by themselves
 FLUSH = 2.0  # seconds in which the interrupted ones say so
 
 
@@ -108,7 +108,13 @@ class ChatService:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        """Let answers end, then interrupt them: those are written anew after the next start."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Let answers end, then interrupt them: those are written anew after the next start.
+
+        The platforms must still be up, so that fans are told; what arrives now is only stored.
+        """
         self._closing = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE)

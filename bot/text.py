@@ -54,13 +54,11 @@ def utf16_length(text: str) -> int:
 class _Fence:
     """A code block, as positions in the text, and how to open and close it elsewhere.
 
-    `body` is after the opening line, `inner` before the line end of the closing one, `end` after
-    it; an open block ends after the text.
+    `body` is after the opening line, `end` after the closing one, for an open block after the text.
     """
 
     start: int
     body: int
-    inner: int
     end: int
     opening: str
     closing: str
@@ -82,16 +80,16 @@ def _fences(text: str) -> list[_Fence]:
     limit = 0
     for line in _FENCE_LINE.finditer(text):
         if opener and line.start() >= limit:
-            found.append(_fence(opener, limit, limit))
+            found.append(_fence(opener, limit))
             opener = None
         if opener is None:
             if line["mark"][0] == "~" or "`" not in line["info"]:
                 opener, limit = line, _quote_end(text, line)
         elif _closes(line, opener):
-            found.append(_fence(opener, line.start() - 1, line.end("mark")))
+            found.append(_fence(opener, line.end("mark")))
             opener = None
     if opener:
-        found.append(_fence(opener, limit, limit))
+        found.append(_fence(opener, limit))
     return found
 
 
@@ -113,13 +111,12 @@ def _quote_end(text: str, opener: regex.Match[str]) -> int:
     return len(text) + 1
 
 
-def _fence(opener: regex.Match[str], inner: int, end: int) -> _Fence:
+def _fence(opener: regex.Match[str], end: int) -> _Fence:
     quote, mark = opener["quote"], opener["mark"]
     indent = " " * (opener.start("mark") - opener.start() - len(quote))
     return _Fence(
         start=opener.end() - len(opener[0].lstrip(" \t")),
         body=opener.end() + 1,
-        inner=inner,
         end=end,
         opening=f"{quote}{indent[:3]}{mark}{opener['info'].rstrip()}\n",
         closing=f"\n{quote}{indent}{mark}",
@@ -176,7 +173,9 @@ class _Cutter:
         start, opening = 0, ""
         while start < len(self._text):
             end, closing, after, reopening = self._cut(start, opening)
-            yield opening + self._text[start:end] + closing
+            piece = opening + self._text[start:end] + closing
+            if piece.strip():
+                yield piece
             start, opening = after, reopening
 
     def _cut(self, start: int, opening: str) -> _Cut:
@@ -214,12 +213,6 @@ class _Cutter:
         window = self._window(start, opening, fence.closing)
         first = max(start, fence.body) + 1
         line_end = text.rfind("\n", first, window + 1)
-        if (
-            line_end >= 0
-            and not text[line_end : fence.inner].strip()
-            and self._length(opening + text[start : fence.end]) <= self._limit
-        ):
-            return fence.end, "", self._skip_space(fence.end), ""
         if line_end >= 0:
             return line_end, fence.closing, line_end + 1, fence.opening
         reopening = fence.opening + fence.quote

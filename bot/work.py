@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -74,11 +75,12 @@ class Bench:
             del self._works[message.key]
 
     def check_room(self, work: Work) -> None:
-        """Refuse a question when too much waits already, of this fan or of all."""
-        mine = sum(other.message.fan.key == work.message.fan.key for other in self._works.values())
-        if mine > self._most_per_fan:
-            raise Refusal("refusal.pending", n=mine - 1)
-        if len(self._works) > self._most:
+        """Refuse a question when too much came before it already, of this fan or of all."""
+        earlier = list(itertools.takewhile(lambda other: other is not work, self._works.values()))
+        mine = sum(other.message.fan.key == work.message.fan.key for other in earlier)
+        if mine >= self._most_per_fan:
+            raise Refusal("refusal.pending", n=mine)
+        if len(earlier) >= self._most:
             raise EngineBusy(retry_after=30)
 
     @asynccontextmanager

@@ -6,15 +6,15 @@ for each request. The desk knows no model and no thread.
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
-from bot.domain import Delta, Done, Event, Finish, Queued, Request, Usage
+from bot.domain import Done, Event, Finish, Request, Usage
 from bot.errors import EngineBusy, EngineDead, EngineError, GenerationFailed, PromptTooLong
 from config.settings import EngineSettings
 from engine.fair_queue import FairQueue
+from engine.mailbox import Mailbox
 
 FIRST_GUESS = 10.0  # seconds an answer takes, before one was measured
 LONGEST_RETRY = 120.0
@@ -50,51 +50,6 @@ class Failed:
 
 
 Report = Piece | Ended | Failed
-
-
-class Mailbox:
-    """What a consumer has not read yet. A slow one finds the deltas joined; nothing piles up."""
-
-    def __init__(self) -> None:
-        self._position: int | None = None
-        self._text: list[str] = []
-        self._end: Done | EngineError | None = None
-        self._news = asyncio.Event()
-
-    def place(self, position: int) -> None:
-        """Replace the place in the queue."""
-        self._position = position
-        self._news.set()
-
-    def write(self, text: str) -> None:
-        """Add to the answer."""
-        self._position = None
-        self._text.append(text)
-        self._news.set()
-
-    def end(self, end: Done | EngineError) -> None:
-        """Close; what was written before is still read."""
-        self._position = None
-        self._end = end
-        self._news.set()
-
-    async def read(self) -> Event:
-        """Wait for the next event. Raises what the request failed with."""
-        await self._news.wait()
-        if self._position is not None:
-            event: Event = Queued(self._position)
-            self._position = None
-        elif self._text:
-            event = Delta("".join(self._text))
-            self._text.clear()
-        elif isinstance(self._end, Done):
-            return self._end
-        else:
-            assert self._end is not None, "set only together with one of the three"
-            raise self._end
-        if not self._text and self._end is None:
-            self._news.clear()
-        return event
 
 
 @dataclass(eq=False, slots=True)
@@ -141,6 +96,8 @@ class Desk:
         self._abort = abort
         self._queue: FairQueue[Job] = FairQueue(settings.queue, settings.queue_per_fan)
         self._running: dict[str, Job] = {}
+        self._ids: set[str] = set()  # of all in the house
+        self._talks: set[str] = set()  # conversations that an answer is being written in
         self._leaving: set[str] = set()  # no longer wanted, not yet let go by the engine
         self._tokens: deque[float] = deque()
         self._service = FIRST_GUESS
@@ -180,26 +137,25 @@ class Desk:
 
     def deliver(self, reports: Iterable[Report]) -> None:
         """Pass on what the engine did."""
+        ended = False
         for report in reports:
             job = self._running.get(report.id)
             if job is None:
                 continue
             if isinstance(report, Piece):
                 self._write(job, report.text)
-                continue
-            del self._running[job.id]
-            wanted = job.id not in self._leaving
-            self._leaving.discard(job.id)
-            if wanted:
-                job.mailbox.end(self._outcome(job, report))
-        self._dispatch()
+            else:
+                self._end(job, report)
+                ended = True
+        if ended:
+            self._dispatch()
 
     def check(self) -> None:
         """Give up requests that have been here too long; to be called every now and then."""
         now = self._clock()
         late = now - self._settings.request_timeout
         for job in [job for job in self._queue if job.arrived < late]:
-            self._queue.remove(job)
+            self._forget(job)
             job.mailbox.end(EngineBusy(self._retry_after()))
         for job in [job for job in self._running.values() if job.arrived < late]:
             self._let_go(job)
@@ -214,8 +170,8 @@ class Desk:
                 usage = self._usage(job, revision="", completion=0, cached=0)
                 job.mailbox.end(error or Done(Finish.CANCELLED, usage))
         self._queue = FairQueue(self._settings.queue, self._settings.queue_per_fan)
-        self._running.clear()
-        self._leaving.clear()
+        for held in (self._running, self._leaving, self._ids, self._talks):
+            held.clear()
 
     def _admit(self, request: Request) -> Job:
         if not self.open:
@@ -224,19 +180,24 @@ class Desk:
         if left < 1:
             raise PromptTooLong(tokens=len(request.tokens), limit=self.context - 1)
         job = Job(request, min(left, request.sampling.max_tokens), self._clock())
-        if not _is_sound(request) or self._knows(request.id):
+        if not _is_sound(request) or request.id in self._ids:
             raise GenerationFailed
         if not self._queue.put(job):
             raise EngineBusy(self._retry_after())
+        self._ids.add(job.id)
         self._dispatch()
         return job
 
-    def _knows(self, request_id: str) -> bool:
-        return request_id in self._running or any(job.id == request_id for job in self._queue)
+    def _forget(self, job: Job) -> bool:
+        """Take a waiting job out; False when it does not wait."""
+        waits = self._queue.remove(job)
+        if waits:
+            self._ids.discard(job.id)
+        return waits
 
     def _dismiss(self, job: Job) -> None:
         """The consumer is gone: nothing more is written for it."""
-        if self._queue.remove(job):
+        if self._forget(job):
             self._dispatch()
         elif self._running.get(job.id) is job:
             self._let_go(job)
@@ -254,14 +215,14 @@ class Desk:
                 break
             self._queue.take(job)
             self._running[job.id] = job
+            self._talks.add(job.request.conversation)
             job.started = self._clock()
             self._start(job)
         self._tell_positions()
 
     def _is_free(self, job: Job) -> bool:
         """Whether no other answer of the same conversation is being written."""
-        conversation = job.request.conversation
-        return all(other.request.conversation != conversation for other in self._running.values())
+        return job.request.conversation not in self._talks
 
     def _fits(self, job: Job) -> bool:
         """Whether the KV caches of all will fit; one alone always may run."""
@@ -284,6 +245,15 @@ class Desk:
         if job.first_token is None:
             job.first_token = now
         job.mailbox.write(text)
+
+    def _end(self, job: Job, report: Ended | Failed) -> None:
+        del self._running[job.id]
+        self._ids.discard(job.id)
+        self._talks.discard(job.request.conversation)
+        if job.id in self._leaving:
+            self._leaving.remove(job.id)
+        else:
+            job.mailbox.end(self._outcome(job, report))
 
     def _outcome(self, job: Job, report: Ended | Failed) -> Done | EngineError:
         if isinstance(report, Failed):

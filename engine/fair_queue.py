@@ -34,10 +34,11 @@ class FairQueue(Generic[T]):
     def __init__(self, limit: int, per_fan: int) -> None:
         self._limit = limit
         self._per_fan = per_fan
+        self._size = 0
         self._turns: dict[str, deque[T]] = {}  # in the order of the fans' turns
 
     def __len__(self) -> int:
-        return sum(map(len, self._turns.values()))
+        return self._size
 
     def __iter__(self) -> Iterator[T]:
         """Those who wait, in the order in which they will be taken."""
@@ -47,9 +48,10 @@ class FairQueue(Generic[T]):
     def put(self, ticket: T) -> bool:
         """Add to the end of the fan's line; False when it or the whole queue is full."""
         line = self._turns.get(ticket.fan, ())
-        if len(self) >= self._limit or len(line) >= self._per_fan:
+        if self._size >= self._limit or len(line) >= self._per_fan:
             return False
         self._turns.setdefault(ticket.fan, deque()).append(ticket)
+        self._size += 1
         return True
 
     def peek(self, ready: Callable[[T], bool]) -> T | None:
@@ -68,6 +70,7 @@ class FairQueue(Generic[T]):
         if line is None or ticket not in line:
             return False
         line.remove(ticket)
+        self._size -= 1
         if not line:
             del self._turns[ticket.fan]
         return True

@@ -22,6 +22,7 @@ from engine.plan import ComputePlan, prepare
 from engine.runner import MIB, Build, Facts, Runner
 
 WATCH_SECONDS = 1.0
+STOP_SECONDS = 5.0  # a wedged thread is left behind: it dies with the process
 Load = Callable[[Path, ComputePlan, str | None], LoadedModel]
 
 
@@ -54,7 +55,11 @@ class MLXEngine:
         """Load the model. Raises ModelError."""
         self._loop = asyncio.get_running_loop()
         self._runner.begin()
-        facts = await asyncio.wrap_future(self._runner.loaded)
+        try:
+            facts = await asyncio.wrap_future(self._runner.loaded)
+        except BaseException:  # also when whoever waits gives up while it loads
+            self._runner.stop()
+            raise
         self._facts = facts
         self._desk.context = min(self._settings.context, facts.context)
         if facts.bytes_per_token:
@@ -70,9 +75,7 @@ class MLXEngine:
             self._watch.cancel()
         self._desk.close()
         self._runner.stop()
-        await asyncio.wait(
-            [asyncio.wrap_future(self._runner.ended)], timeout=self._settings.step_timeout
-        )
+        await asyncio.to_thread(self._runner.join, STOP_SECONDS)
 
     @property
     def status(self) -> EngineStatus:
@@ -97,8 +100,9 @@ class MLXEngine:
 
     async def generate(self, request: Request) -> AsyncGenerator[Event]:
         """Queue a request and stream it; see `bot.ports.Engine`."""
-        words = self._facts.vocabulary if self._facts else 0
-        if self._desk.open and not all(0 <= token < words for token in request.tokens):
+        known = self._facts.vocabulary if self._facts else 0
+        tokens = request.tokens
+        if self._desk.open and tokens and not 0 <= min(tokens) <= max(tokens) < known:
             raise GenerationFailed
         stream = self._desk.serve(request)
         try:
@@ -121,7 +125,7 @@ class MLXEngine:
         """One look of the watch: late requests, and whether the thread still makes steps."""
         since = self._runner.busy_since
         wedged = since is not None and self._clock() - since > self._settings.step_timeout
-        if wedged or self._runner.ended.done():
+        if wedged or not self._runner.alive:
             self._desk.close(EngineDead())
         else:
             self._desk.check()

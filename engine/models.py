@@ -16,7 +16,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import psutil  # type: ignore[import-untyped]  # it ships no types
+import psutil
 
 from bot.errors import ModelError
 from config.settings import EMBEDDED_MODEL
@@ -106,12 +106,18 @@ def install(source: Source, models: Path, progress: embedded.Progress | None = N
     return hub.download(source.name, models)
 
 
-def load(path: Path, plan: ComputePlan, name: str | None = None) -> LoadedModel:
-    """Load a model folder as the plan asks. Raises ModelError with what is wrong with it."""
+def inspect(path: Path, plan: ComputePlan) -> tuple[dict[str, Any], list[weights.WeightFile]]:
+    """Find out, without loading it, whether a model could be loaded. Raises ModelError."""
     config = weights.read_config(path)
     files = weights.check(path)
     check_kind(config)
     check_memory(weights.memory_needed(config, files, dequantise=plan.dequantise), plan)
+    return config, files
+
+
+def load(path: Path, plan: ComputePlan, name: str | None = None) -> LoadedModel:
+    """Load a model folder as the plan asks. Raises ModelError with what is wrong with it."""
+    config, files = inspect(path, plan)
     model, tokenizer = _load(path, plan)
     if not tokenizer.has_chat_template:
         raise ModelError("error.model_no_template", path=path)

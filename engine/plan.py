@@ -116,22 +116,25 @@ def blas_threads(environment: Mapping[str, str], cores: int) -> int | None:
 def prepare(plan: ComputePlan) -> ComputePlan:
     """Load the plan's BLAS for MLX to bind to, and give back the plan as it now holds.
 
-    Harmless when repeated. Raises RuntimeError when MLX came first: it is bound to its own BLAS
-    by then and nothing can change that.
+    Harmless when repeated: the first answer stands. Raises RuntimeError when MLX came first: it is
+    bound to its own BLAS by then and nothing can change that.
     """
-    if plan.fast_blas is None or plan.fast_blas in _loaded:
+    if plan.fast_blas is None:
         return plan
+    if plan.fast_blas in _prepared:
+        return _prepared[plan.fast_blas]
     if "mlx.core" in sys.modules:
         raise RuntimeError("engine.plan.prepare must run before mlx is imported")
     try:
         library = _load_global(plan.fast_blas)
     except OSError as fault:
         why = f"{Path(plan.fast_blas).name} does not load: {fault}"
-        return ComputePlan(plan.backend, None, dequantise=False, why=why)
+        _prepared[plan.fast_blas] = ComputePlan(plan.backend, None, dequantise=False, why=why)
+        return _prepared[plan.fast_blas]
     threads = blas_threads(os.environ, usable_cores())
     if threads is not None and hasattr(library, "openblas_set_num_threads"):
         library.openblas_set_num_threads(threads)
-    _loaded[plan.fast_blas] = library
+    _prepared[plan.fast_blas] = plan
     return plan
 
 
@@ -142,7 +145,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-_loaded: dict[str, ctypes.CDLL] = {}
+_prepared: dict[str, ComputePlan] = {}
 
 
 def _load_global(path: str) -> ctypes.CDLL:

@@ -119,11 +119,16 @@ def settle(turns: Iterable[Turn], *, native: bool) -> list[Turn]:
 
 def marker_pattern(special: Iterable[str]) -> re.Pattern[str]:
     """What must not stay whole in a turn: the tokenizer's special tokens, and others' markup."""
-    known = {
-        *FOREIGN,
-        *(token for token in special if re.match(r"\S\S", token)),  # others a space would not break
-    }
-    return re.compile("|".join([PIPED, *map(re.escape, sorted(known, key=len, reverse=True))]))
+    # Two visible characters first: others a space would not break.
+    tokens = {*FOREIGN, *(token for token in special if re.match(r"\S\S", token))}
+    patterns = {_family(token) for token in tokens}
+    return re.compile("|".join([PIPED, *sorted(patterns, key=len, reverse=True)]))
+
+
+def _family(token: str) -> str:
+    """A pattern for a token and those that differ by number: Gemma has 6,000 `<unused…>`."""
+    head, tail = re.escape(token[:2]), re.escape(token[2:])
+    return head + re.sub(r"[0-9]+", "[0-9]+", tail)
 
 
 def make_inert(text: str, markers: re.Pattern[str]) -> str:

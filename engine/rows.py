@@ -99,8 +99,10 @@ class RowKv:
         """Keep only the first `length` tokens; False when this kind of cache cannot."""
         excess = self.caches[0].size() - length
         if excess > 0:
-            return can_trim_prompt_cache(self.caches) and trim_prompt_cache(self.caches, excess) > 0
-        return excess == 0
+            return bool(
+                can_trim_prompt_cache(self.caches) and trim_prompt_cache(self.caches, excess)
+            )
+        return bool(excess == 0)
 
     def copy(self) -> RowKv:
         """Share the contents; what is added to the one is not seen by the other."""
@@ -132,10 +134,11 @@ def can_batch(model: Any) -> bool:
     """
     if not all(type(cache) is KVCache for cache in make_prompt_cache(model)):
         return False
-    cpu = mx.default_device() == mx.Device(mx.cpu)
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    attend = make_attend(base.scaled_dot_product_attention, cpu=on_cpu)
     for module in {sys.modules[type(part).__module__] for _, part in model.named_modules()}:
         if getattr(module, ATTENTION, None) is base.scaled_dot_product_attention:
-            setattr(module, ATTENTION, make_attend(base.scaled_dot_product_attention, cpu=cpu))
+            setattr(module, ATTENTION, attend)
     return _probe(model)
 
 

@@ -20,7 +20,7 @@ from bot.domain import Request
 from bot.errors import GenerationFailed
 from config.settings import EngineSettings
 from engine.cache import PrefixCache
-from engine.desk import Failed, Report
+from engine.desk import Failed, Piece, Report
 from engine.models import LoadedModel
 from engine.pacer import Pacer
 
@@ -68,20 +68,27 @@ class Runner:
         self._base: LoadedModel | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.loaded: Future[Facts] = Future()
-        self.ended: Future[None] = Future()
         self.busy_since: float | None = None  # when the step began that is computed now
         self.cache_bytes = 0
         self.revision = ""
 
     def begin(self) -> None:
         """Start the thread; `loaded` tells when it is ready, or why it is not."""
-        for future in (self.loaded, self.ended):
-            future.set_running_or_notify_cancel()
+        self.loaded.set_running_or_notify_cancel()
         self._thread.start()
 
     def stop(self) -> None:
-        """Ask the thread to end after this step; `ended` tells when it has."""
+        """Ask the thread to end after this step."""
         self._orders.put(None)
+
+    def join(self, timeout: float) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join(timeout)
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is still a thread that could make steps."""
+        return self._thread.is_alive()
 
     def start(self, request: Request, max_tokens: int) -> None:
         """Begin an answer on the current view."""
@@ -130,7 +137,8 @@ class Runner:
             began = self.busy_since = self._clock()
             writing = any(view.writing for view in self._views)
             chunk = self._pacer.chunk(writing=writing)
-            failed = [view for view in self._views if not self._step(view, chunk)]
+            sound = [self._step(view, chunk) for view in list(self._views)]
+            failed = not all(sound)
             if writing and not failed:
                 self._pacer.note(read, self._clock() - began)
             read = sum(view.last_read for view in self._views)
@@ -140,17 +148,22 @@ class Runner:
             steps += 1
             if steps % TIDY_STEPS == 0:
                 mx.clear_cache()
-            self._settle()
 
     def _step(self, view: View, chunk: int) -> bool:
         """One step of one view. A fault ends its running answers and nothing else."""
         try:
-            self._post(view.step(chunk))
+            reports, good = view.step(chunk), True
         except Exception:
             log.exception("engine.step_failed", revision=view.revision)
-            self._post(view.fail())
-            return False
-        return True
+            reports, good = view.fail(), False
+        self._tell(reports)
+        return good
+
+    def _tell(self, reports: Sequence[Report]) -> None:
+        """Pass on what happened, after an answer's end with the memory it leaves in order."""
+        if any(not isinstance(report, Piece) for report in reports):
+            self._settle()
+        self._post(reports)
 
     def _take_orders(self) -> bool:
         """Carry out what was asked for, waiting for it when there is nothing to compute."""
@@ -170,7 +183,8 @@ class Runner:
         """Free views that nobody needs any more, and keep all KV caches within the budget."""
         for view in [view for view in self._views[:-1] if view.idle]:
             self._views.remove(view)
-            self._cache.forget(view.digest)
+            if view.digest not in {other.digest for other in self._views}:
+                self._cache.forget(view.digest)
         running = sum(view.nbytes for view in self._views)
         self._cache.leave_room(running)
         self.cache_bytes = running + self._cache.nbytes
@@ -180,12 +194,12 @@ class Runner:
             self._views[-1].admit(request, max_tokens)
         except Exception:
             log.exception("engine.admit_failed")
-            self._post([Failed(request.id, GenerationFailed())])
+            self._tell([Failed(request.id, GenerationFailed())])
+        self._settle()
 
     def _drop(self, request_id: str) -> None:
-        for view in self._views:
-            self._post(list(view.drop(request_id)))
-        self._settle()
+        for view in list(self._views):
+            self._tell(list(view.drop(request_id)))
 
     def _swap(self, revision: str, digest: str, build: Build, done: Future[None]) -> None:
         assert self._base is not None, "orders are taken only once a model is loaded"
@@ -214,4 +228,3 @@ class Runner:
         self._cache = PrefixCache(0)
         mx.synchronize()
         mx.clear_streams()
-        self.ended.set_result(None)

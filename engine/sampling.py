@@ -95,5 +95,5 @@ def _recent(histories: Sequence[Sequence[int]], inputs: Any) -> Any:
     return mx.concatenate([mx.where(missing, columns, known), columns], axis=-1)
 
 
-def _column(numbers: Sequence[float]) -> Any:
+def _column(numbers: list[float]) -> Any:
     return mx.array(numbers, dtype=mx.float32)[:, None]

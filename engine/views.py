@@ -124,7 +124,7 @@ class View:
         rows, inputs = self._rows, self._inputs
         logits = forward(self.model, [row.kv for row in rows], inputs, batched=self._batched)
         chosen = choose(logits, [row.chooser for row in rows], [row.read for row in rows], inputs)
-        mx.async_eval(chosen)
+        mx.async_eval(chosen)  # type: ignore[no-untyped-call]  # mlx's stub
         reports: list[Report] = []
         stay: list[int] = []
         for i, (row, token) in enumerate(zip(rows, inputs.tolist(), strict=True)):
@@ -159,7 +159,7 @@ class View:
         try:
             if piece := row.unread[: self._boundary(row, chunk)]:
                 self.model(mx.array([piece]), cache=row.kv.caches)
-                mx.async_eval(row.kv.arrays)
+                mx.async_eval(row.kv.arrays)  # type: ignore[no-untyped-call]  # mlx's stub
                 row.read += piece
                 self.last_read = len(piece)
             if len(row.read) == request.pinned and request.pinned:

@@ -59,7 +59,7 @@ def build_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
     name, folder = ensure_model(settings, say)
     from engine.mlx_engine import MLXEngine
 
-    return MLXEngine(settings.engine, folder, detect(), name=name)
+    return MLXEngine(settings.engine, folder, prepare(detect()), name=name)
 
 
 @asynccontextmanager
@@ -108,24 +108,34 @@ async def serve(settings: Settings, engine: Engine, say: Callable[[str], None]) 
     def built(service: ChatService) -> list[Adapter]:
         return platforms(service, settings, supervisor.health)
 
-    async with chat_service(settings, engine, built) as (_, adapters):
+    async with chat_service(settings, engine, built) as (service, adapters):
         running = asyncio.create_task(supervisor.run(adapters))
-        with _stopped_by_signals(running):
-            await _greet(settings, supervisor, adapters, running, say)
-            try:
-                await running
-            except asyncio.CancelledError:
-                log.info("stopping")
+        try:
+            with _signals() as stop:
+                await _greet(settings, supervisor, adapters, running, say)
+                waiting = asyncio.create_task(stop.wait())
+                await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+                waiting.cancel()
+            log.info("stopping")
+        finally:
+            await service.close()  # while the platforms can still say so to the fans
+            running.cancel()
+            await asyncio.wait([running])
+            for adapter in adapters:
+                await adapter.close()
+        if not running.cancelled():
+            running.result()
 
 
 @contextmanager
-def _stopped_by_signals(task: asyncio.Task[None]) -> Iterator[None]:
-    loop = asyncio.get_running_loop()
+def _signals() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM or Ctrl-C sets."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     signals = (signal.SIGTERM, signal.SIGINT)
     for name in signals:
-        loop.add_signal_handler(name, task.cancel)
+        loop.add_signal_handler(name, stop.set)
     try:
-        yield
+        yield stop
     finally:
         for name in signals:
             loop.remove_signal_handler(name)
@@ -144,6 +154,8 @@ async def _greet(
         if all(adapter.health.state is not State.STARTING for adapter in adapters):
             break
         await asyncio.sleep(0.05)
+    if running.done():
+        return
     language = settings.conversation.language
     for name, health in supervisor.health().items():
         detail = health.detail

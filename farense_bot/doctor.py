@@ -19,7 +19,7 @@ from bot.store import Store
 from config.settings import Settings
 from config.texts import text
 from engine import models
-from engine.plan import Backend, ComputePlan, detect
+from engine.plan import Backend, ComputePlan, detect, prepare
 
 GIB = 2**30
 DISK_NEEDED = 2 * GIB
@@ -49,7 +49,7 @@ def examine(settings: Settings, console: Console) -> int:
 
 def _findings(settings: Settings, say: Callable[..., str]) -> Iterator[Finding]:
     yield say("doctor.platform"), f"{platform.platform()}, Python {platform.python_version()}", None
-    plan = detect()
+    plan = prepare(detect())
     yield say("doctor.plan"), plan.description, say("doctor.fix_blas") if _is_slow(plan) else None
     memory = psutil.virtual_memory()
     free, total = (f"{value / GIB:.1f}" for value in (memory.available, memory.total))

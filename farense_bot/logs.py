@@ -47,12 +47,13 @@ def configure(settings: Settings) -> None:
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    terminal = sys.stderr.isatty()
-    last: list[Processor] = (
-        [redact, structlog.dev.ConsoleRenderer()]
-        if terminal
-        else [structlog.processors.format_exc_info, redact, structlog.processors.JSONRenderer()]
+    # Tracebacks become plain text before the secrets are blotted out: rich ones show variables.
+    render: Processor = (
+        structlog.dev.ConsoleRenderer()
+        if sys.stderr.isatty()
+        else structlog.processors.JSONRenderer()
     )
+    last: list[Processor] = [structlog.processors.format_exc_info, redact, render]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from typing import Any
+from unittest.mock import MagicMock
 
 import discord
 import pytest
 import simcord
 
 from adapters.discord import DiscordAdapter
+from adapters.discord_inbound import guild_language, language_of
 from bot.commands import COMMANDS
 from bot.domain import (
     Action,
@@ -19,6 +21,7 @@ from bot.domain import (
     Chat,
     ChatKind,
     Destination,
+    Language,
     Message,
     Platform,
     Post,
@@ -240,6 +243,13 @@ async def test_an_expired_interaction_is_answered_in_the_channel(world, desk, ad
     assert world.channel.last_message.content == "Tarde."
 
 
+async def test_a_command_that_came_too_late_is_answered_in_the_channel(world, desk, adapter):
+    world.env.inject_error("POST", "/interactions/*", status=404, code=10062)
+    await world.ana.slash(world.channel, "perguntar", texto="ainda vais a tempo?")
+    await adapter.transport.send(to(desk.messages[0]), Post("Vou."))
+    assert world.channel.last_message.content == "Vou."
+
+
 async def test_commands_are_registered_once_and_not_again(world, adapter):
     names = {command["name"] for command in world.calls("PUT", "/commands")[0]}
     assert names == {command.name for command in COMMANDS}
@@ -251,6 +261,18 @@ async def test_commands_are_registered_once_and_not_again(world, adapter):
     world.env.backend.commands[None].popitem()
     await world.env.restart_bot(adapter.connection())
     assert len(world.calls("PUT", "/commands")) == 2
+
+
+@pytest.mark.parametrize(
+    ("locale", "language"),
+    [("pt-BR", Language.PT), ("en-GB", Language.EN), ("en-US", Language.EN), ("fr", Language.PT)],
+)
+async def test_the_fans_own_language_decides(locale, language):
+    assert language_of(discord.Locale(locale), Language.PT) is language
+    guild = MagicMock(preferred_locale=discord.Locale(locale), features=["COMMUNITY"])
+    assert guild_language(guild, Language.PT) is language
+    guild.features = []  # it never chose a language: Discord says en-US of all of these
+    assert guild_language(guild, Language.PT) is Language.PT
 
 
 # --- feedback --------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,15 @@ from discord.gateway import DiscordWebSocket
 from discord.http import Route
 
 from adapters.discord import DiscordAdapter
+from adapters.discord_render import render
 from bot.domain import AnswerId, Buttons, Chat, Destination, Message, Platform, Post, Press
 from bot.errors import ConfigError, DeliveryFailed, DeliveryUnknown, HandleExpired, RetryAfter
 from bot.health import State
-from config.settings import DiscordSettings, Settings
+from bot.ports import Engine, Pace
+from bot.service import ChatService
+from bot.store import Store
+from config.settings import DiscordSettings, EngineSettings, Settings
+from engine.echo import EchoEngine
 from tests.servers.discord.proxy import Loopback, cut, refuse
 
 pytestmark = pytest.mark.node
@@ -68,23 +74,32 @@ def settings(loopback: Loopback, **discord: Any) -> Settings:
     return Settings(discord=DiscordSettings(**given | discord))
 
 
+async def state_is(adapter: DiscordAdapter, state: State) -> None:
+    """Wait until the adapter reports a state."""
+    async with asyncio.timeout(20):
+        while adapter.health.state is not state:  # noqa: ASYNC110 (the adapter tells nobody)
+            await asyncio.sleep(0.01)
+
+
 @asynccontextmanager
-async def running(adapter: DiscordAdapter, loopback: Loopback) -> AsyncIterator[None]:
+async def running(adapter: DiscordAdapter, *, close: bool = True) -> AsyncIterator[None]:
     task = asyncio.create_task(adapter.run())
     try:
-        await loopback.until(lambda: adapter.health.state is State.UP or task.done())
+        await state_is(adapter, State.UP)
         yield
     finally:
         task.cancel()
         async with asyncio.timeout(10):
             with suppress(asyncio.CancelledError):
                 await task
+            if close:
+                await adapter.close()
 
 
 @pytest.fixture
 async def adapter(loopback: Loopback, desk: Desk) -> AsyncIterator[DiscordAdapter]:
     made = DiscordAdapter(desk, settings(loopback))
-    async with running(made, loopback):
+    async with running(made):
         yield made
 
 
@@ -135,10 +150,10 @@ async def test_a_command_is_deferred_answered_and_edited(loopback, desk, adapter
 
 async def test_a_button_works_after_the_adapter_is_started_anew(loopback, desk):
     first = DiscordAdapter(desk, settings(loopback))
-    async with running(first, loopback):
+    async with running(first):
         sent = await first.transport.send(await asked(loopback, desk), Post("Olá!", DONE))
     assert first.health.state is State.DOWN
-    async with running(DiscordAdapter(desk, settings(loopback)), loopback):
+    async with running(DiscordAdapter(desk, settings(loopback))):
         await loopback.act("simulateButtonClick", messageId=sent, customId="fb:up:7")
         await loopback.until(lambda: bool(loopback.of("POST", "/callback$")))
     assert [press.answer_id for press in desk.presses] == [7]
@@ -197,9 +212,10 @@ async def test_a_cancelled_wait_for_a_global_limit_blocks_nothing_else(loopback,
 
 
 async def test_a_lost_gateway_is_found_again(loopback, desk, adapter):
-    await loopback.drop()
-    await loopback.until(lambda: loopback.connections == 2)
-    await loopback.until(lambda: adapter.health.state is State.UP)
+    loopback.drop()
+    await state_is(adapter, State.DOWN)
+    await loopback.until(lambda: loopback.connections >= 3)
+    await state_is(adapter, State.UP)
     await asked(loopback, desk, "ainda aí?")
     assert desk.messages[-1].text == "ainda aí?"
     assert desk.resumed == 1
@@ -217,7 +233,8 @@ async def test_a_wrong_token_is_said_and_never_logged(loopback, desk, refused_by
             await adapter.run()
     assert error.value.key == "discord.token_wrong"
     assert adapter.health.state is State.DOWN
-    assert (Route.BASE, DiscordWebSocket.DEFAULT_GATEWAY) == before
+    await adapter.close()
+    assert before == (Route.BASE, DiscordWebSocket.DEFAULT_GATEWAY)
     said = capsys.readouterr()
     assert wrong not in said.out + said.err + caplog.text
 
@@ -226,6 +243,92 @@ async def test_an_unreachable_server_is_tried_again(loopback, desk, monkeypatch)
     monkeypatch.setattr("adapters.discord.FIRST_WAIT", 0.01)
     loopback.faults.append(("/users/@me", refuse(503)))
     loopback.faults.append(("/users/@me", cut))
-    async with running(DiscordAdapter(desk, settings(loopback)), loopback):
+    async with running(DiscordAdapter(desk, settings(loopback))):
         assert len(loopback.of("GET", "/users/@me")) == 3
     assert desk.resumed == 1
+
+
+async def test_a_stopped_adapter_still_delivers_until_it_is_closed(loopback, desk):
+    adapter = DiscordAdapter(desk, settings(loopback))
+    async with running(adapter, close=False):
+        to = await asked(loopback, desk)
+    await adapter.transport.send(to, Post("Já volto."))
+    assert [message["content"] for message in await loopback.shown()] == ["Já volto."]
+    await adapter.close()
+    with pytest.raises(DeliveryFailed):
+        await adapter.transport.send(to, Post("Tarde."))
+
+
+# --- with the real service ---------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def bot(loopback: Loopback, home: Path, engine: Engine) -> AsyncIterator[Store]:
+    """The bot with everything real but the model."""
+    chosen = settings(loopback).model_copy(update={"home": home})
+    async with Store.open(chosen.database) as store, engine:
+        service = ChatService(engine, store, chosen)
+        adapter = DiscordAdapter(service, chosen)
+        adapter.transport.pace = Pace(private=0, group=0, idempotent_sends=True)
+        service.attach(adapter.transport)
+        try:
+            async with service, running(adapter, close=False):
+                yield store
+        finally:
+            await adapter.close()
+
+
+def buttons(message: dict[str, Any]) -> list[str]:
+    return [
+        item["custom_id"] for row in message.get("components", []) for item in row["components"]
+    ]
+
+
+async def finished(loopback: Loopback, count: int, patience: float = 20) -> list[dict[str, Any]]:
+    """Wait until so many answers carry the buttons of a finished one."""
+    async with asyncio.timeout(patience):
+        while True:
+            shown = await loopback.shown()
+            done = [message for message in shown if len(buttons(message)) == 4]
+            if len(done) >= count:
+                return done
+            async with loopback.changed:
+                await loopback.changed.wait()
+
+
+async def test_a_whole_conversation_and_its_buttons_after_a_restart(loopback, tmp_path):
+    async with bot(loopback, tmp_path, EchoEngine()):
+        await loopback.act("simulateUserMessage", content=f"<@{loopback.bot}> **Claro:** olá")
+        [answer] = await finished(loopback, 1)
+        assert answer["content"] == "**Claro:** olá"
+        option = {"name": "texto", "type": 3, "value": "@everyone viva"}
+        await loopback.act("simulateSlashCommand", name="perguntar", options=[option])
+        _, second = await finished(loopback, 2)
+        assert second["content"] == "@\u200beveryone viva"
+    async with bot(loopback, tmp_path, EchoEngine()) as store:
+        for action in ("up", "dn", "ag"):
+            press = {"messageId": answer["id"], "customId": f"fb:{action}:1"}
+            await loopback.act("simulateButtonClick", **press)
+        field = {"customId": "correction", "value": "Olá, leões!"}
+        await loopback.act("simulateModalSubmit", customId="fix:1", fields=[field])
+        await finished(loopback, 3)
+        await loopback.until(lambda: len(loopback.of("POST", "/callback$")) == 5)
+        assert await store.votes(AnswerId(1)) == (0, 1)
+        assert (await store.counts())["corrections"] == 1
+
+
+@pytest.mark.model
+async def test_the_embedded_model_answers(loopback, tmp_path, embedded_model):
+    from engine.mlx_engine import MLXEngine
+    from engine.plan import detect, prepare
+
+    chosen = EngineSettings(temperature=0, max_tokens=24)
+    engine = MLXEngine(chosen, embedded_model, prepare(detect()))
+    async with bot(loopback, tmp_path, engine) as store:
+        ask = f"<@{loopback.bot}> What is the capital of Portugal?"
+        await loopback.act("simulateUserMessage", content=ask)
+        [shown] = await finished(loopback, 1, patience=250)
+        answer = await store.answer(AnswerId(1))
+    assert answer is not None
+    assert answer.state == "done"
+    assert shown["content"].startswith(render(answer.text).rstrip())

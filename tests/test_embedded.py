@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.errors import ModelError
@@ -165,6 +165,7 @@ def test_digits_stand_alone(tokenizer):
     ]  # fmt: skip
 
 
+@settings(deadline=None)
 @given(text=WRITTEN)
 def test_any_text_comes_back_from_its_tokens(tokenizer, text):
     tokens = tokenizer.encode(text, add_special_tokens=False)
@@ -172,6 +173,7 @@ def test_any_text_comes_back_from_its_tokens(tokenizer, text):
     assert tokenizer.decode(tokens) == text
 
 
+@settings(deadline=None)
 @given(text=WRITTEN)
 def test_the_streamed_text_is_the_same(tokenizer, text):
     stream = tokenizer.detokenizer

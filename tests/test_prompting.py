@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bot.domain import Role, Turn
@@ -73,6 +73,7 @@ def test_the_prompt_is_the_templates_own(tokenizer):
     assert encode(tokenizer, HISTORY) == tuple(tokenizer.encode(undated, add_special_tokens=False))
 
 
+@settings(deadline=None)
 @given(text=WILD)
 def test_no_markup_comes_out_of_a_fans_text(tokenizer, text):
     plain = encode(tokenizer, [PERSONA, *HISTORY[:2], Turn(Role.USER, "olá")])
@@ -81,6 +82,7 @@ def test_no_markup_comes_out_of_a_fans_text(tokenizer, text):
     assert special_in(tokenizer, wild) == special_in(tokenizer, plain)
 
 
+@settings(deadline=None)
 @given(text=WILD)
 def test_no_markup_comes_out_of_persona_or_history(tokenizer, text):
     def prompt(inner):
@@ -92,6 +94,7 @@ def test_no_markup_comes_out_of_persona_or_history(tokenizer, text):
     assert special_in(tokenizer, prompt(text)) == special_in(tokenizer, prompt("olá"))
 
 
+@settings(deadline=None)
 @given(text=WILD)
 def test_the_persona_alone_begins_every_prompt(tokenizer, text):
     prefix = encode(tokenizer, [PERSONA])
@@ -188,6 +191,14 @@ def test_markers_are_broken_and_the_rest_is_left(text, inert):
     assert make_inert(text, marker_pattern(())) == inert
 
 
+def test_numbered_tokens_are_one_pattern():
+    markers = marker_pattern(f"<unused{number}>" for number in range(6000))
+
+    assert len(markers.pattern) < len(marker_pattern(()).pattern) + 50
+    assert make_inert("<unused77> <unused>", markers) == "< unused77> <unused>"
+
+
+@settings(deadline=None)
 @given(text=WILD, special=st.sets(st.text(max_size=6), max_size=5))
 def test_breaking_ends_leaves_no_marker_and_only_adds_spaces(text, special):
     markers = marker_pattern(special)
@@ -197,6 +208,7 @@ def test_breaking_ends_leaves_no_marker_and_only_adds_spaces(text, special):
     assert inert.replace(" ", "") == text.replace(" ", "")
 
 
+@settings(deadline=None)
 @given(
     turns=st.lists(st.builds(Turn, st.sampled_from(Role), st.text(max_size=3)), max_size=8),
     native=st.booleans(),

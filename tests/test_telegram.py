@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from telegram import Update, User, error
 
@@ -302,6 +302,7 @@ TEXTS = st.text() | st.text(alphabet=MARKS) | st.lists(
 ).map("".join)  # fmt: skip
 
 
+@settings(deadline=None)
 @given(TEXTS)
 @example("@\ud800aaaa")
 @example("`@joaquim`@joaquim")
@@ -318,7 +319,9 @@ def test_any_text_gives_valid_entities(text):
     shown.encode()
 
 
+@settings(deadline=None)
 @given(TEXTS, st.integers(1, 400))
+@example("0000000:@A", 373)
 def test_every_piece_fits_one_message(text, times):
     for piece in split(text * times):
         assert utf16_length(render(piece)[0]) <= LIMIT

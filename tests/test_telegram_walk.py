@@ -10,12 +10,14 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import adapters.telegram as module
 from adapters.telegram import TelegramAdapter
+from adapters.telegram_render import render
 from bot.domain import (
     AnswerId,
     Buttons,
@@ -37,8 +39,12 @@ from bot.errors import (
     StoreError,
 )
 from bot.health import State
-from config.settings import Settings, TelegramSettings
+from bot.ports import Engine, Pace
+from bot.service import ChatService
+from bot.store import Store
+from config.settings import EngineSettings, Settings, TelegramSettings
 from config.texts import text
+from engine.echo import EchoEngine
 from tests.servers.telegram.proxy import (
     BOT,
     TOKEN,
@@ -113,12 +119,19 @@ def settings(url: str, **telegram: Any) -> Settings:
 
 
 @asynccontextmanager
+async def polling(adapter: TelegramAdapter) -> AsyncIterator[TelegramAdapter]:
+    """Let it run; what it raises ends the test."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(adapter.run())
+        yield adapter
+        task.cancel()
+
+
+@asynccontextmanager
 async def running(adapter: TelegramAdapter) -> AsyncIterator[TelegramAdapter]:
     try:
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(adapter.run())
+        async with polling(adapter):
             yield adapter
-            task.cancel()
     finally:
         await adapter.close()
 
@@ -474,7 +487,8 @@ async def test_a_chat_that_waits_does_not_hold_up_the_others(loopback):
 DYING = """
 import asyncio, sys
 from adapters.telegram import TelegramAdapter
-from config.settings import Settings, TelegramSettings
+from adapters.telegram_render import render
+from config.settings import EngineSettings, Settings, TelegramSettings
 
 class Service:
     async def resume(self, platform): pass
@@ -524,3 +538,165 @@ async def test_the_token_is_in_no_log_and_no_error(loopback, caplog, capsys):
     out, err = capsys.readouterr()
     for secret in (TOKEN.split(":")[1], "wrong-secret"):
         assert secret not in caplog.text + out + err + json.dumps(str(caught.value))
+
+
+# --- with the real service --------------------------------------------------------------------
+
+
+class Gate:
+    """Lets the engine write the beginning of an answer, and the rest when told."""
+
+    def __init__(self) -> None:
+        self.free = 4
+        self.go_on = asyncio.Event()
+
+    async def __call__(self) -> None:
+        if not self.free:
+            await self.go_on.wait()
+        self.free = max(0, self.free - 1)
+
+
+@asynccontextmanager
+async def bot(
+    url: str, home: Path, engine: Engine, **telegram: Any
+) -> AsyncIterator[tuple[TelegramAdapter, Store]]:
+    """The bot with everything real but the model."""
+    chosen = settings(url, **telegram).model_copy(update={"home": home})
+    async with Store.open(chosen.database) as store, engine:
+        service = ChatService(engine, store, chosen)
+        adapter = TelegramAdapter(service, chosen)
+        adapter.transport.pace = Pace(private=0, group=0)
+        service.attach(adapter.transport)
+        try:
+            async with service, polling(adapter):
+                yield adapter, store
+        finally:
+            await adapter.close()  # the service has said its last words by now
+
+
+def buttons_shown(loopback: Loopback) -> list[str]:
+    """The buttons under the newest message."""
+    return buttons(list(loopback.shown.values())[-1]) if loopback.shown else []
+
+
+def texts(loopback: Loopback) -> list[str]:
+    return [shown["text"] for shown in loopback.shown.values()]
+
+
+async def test_a_whole_conversation_and_its_buttons_after_a_restart(loopback, tmp_path):
+    gate = Gate()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)) as (_, store):
+        await loopback.say("**Claro:** olá")
+        await loopback.until(lambda: any("Claro" in shown for shown in texts(loopback)))
+        ((key, shown),) = loopback.shown.items()
+        assert buttons(shown) == ["st:1"]
+        loopback.faults["editMessageText"].append(refuse(429, "Too Many", retry_after=1))
+        gate.go_on.set()
+        await loopback.until(lambda: "Claro: olá" in texts(loopback))
+        assert buttons(loopback.shown[key]) == ["up:1", "dn:1", "fx:1", "ag:1"]
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)) as (_, store):
+        await loopback.tap("up:1", under(key[1]))
+        toast = (await loopback.called("answerCallbackQuery")).data["text"]
+        assert toast == text("toast.up")
+        assert (await store.counts())["votes_up"] == 1
+        await loopback.tap("fx:1", under(key[1]))
+        await loopback.called("answerCallbackQuery", 2)
+        (asked,) = [k for k, sent in loopback.shown.items() if "force_reply" in str(sent)]
+        question = {"message_id": asked[1], "date": 1, "chat": chat_json(1, 1), "from": BOT}
+        await loopback.say("olá, Leões!", reply_to_message=question)
+        await loopback.until(lambda: text("toast.corrected") in texts(loopback))
+        await loopback.tap("ag:1", under(key[1]))
+        await loopback.until(lambda: texts(loopback).count("Claro: olá") == 2)
+        await loopback.say("/status")
+        await loopback.until(lambda: "echo" in texts(loopback)[-1])
+
+
+async def test_in_a_group_everybody_may_vote_and_correct(loopback, tmp_path):
+    gate = Gate()
+    gate.go_on.set()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)) as (_, store):
+        spot = {"type": "mention", "offset": 0, "length": 8}
+        await loopback.say("@LeaoBot quem és tu?", entities=[spot], **GROUP)
+        await loopback.until(lambda: buttons_shown(loopback) == ["up:1", "dn:1", "fx:1", "ag:1"])
+        ((key, shown),) = loopback.shown.items()
+        assert (shown["chat_id"], shown["text"]) == ("-100", "quem és tu?")
+        await loopback.react(key[1], new="👎", fan=2, chat=-100)
+        answer = under(key[1]) | {"chat": chat_json(0, -100)}
+        await loopback.tap("up:1", answer, fan=3)
+        await loopback.called("answerCallbackQuery")
+        counts = await store.counts()
+        assert (counts["votes_up"], counts["votes_down"]) == (1, 1)
+        await loopback.react(key[1], old="👎", fan=2, chat=-100)
+        await loopback.tap("fx:1", answer, fan=2)
+        await loopback.called("answerCallbackQuery", 2)
+        assert (await store.counts())["votes_down"] == 0
+        asked = next(sent for sent in loopback.shown.items() if "force_reply" in str(sent))
+        assert asked[1]["entities"][0]["user"]["id"] == 2
+        question = answer | {"message_id": asked[0][1]}
+        await loopback.say("Sou o Leão.", fan=2, reply_to_message=question, **GROUP)
+        await loopback.until(lambda: text("toast.corrected") in texts(loopback))
+
+
+async def test_a_stopped_answer_keeps_its_text(loopback, tmp_path):
+    async with bot(loopback.url, tmp_path, EchoEngine(step=Gate())):
+        await loopback.say("**Claro:** muito")
+        await loopback.until(lambda: any("Claro" in shown for shown in texts(loopback)))
+        ((key, _),) = loopback.shown.items()
+        await loopback.tap("st:1", under(key[1]))
+        await loopback.until(lambda: texts(loopback) == ["Claro: m"])
+        assert buttons(loopback.shown[key]) == ["up:1", "dn:1", "fx:1", "ag:1"]
+
+
+async def test_a_message_deleted_while_it_is_written_comes_again(loopback, tmp_path):
+    gate = Gate()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)):
+        await loopback.say("**Claro:** olá")
+        await loopback.until(lambda: any("Claro" in shown for shown in texts(loopback)))
+        loopback.shown.clear()
+        gate.go_on.set()
+        await loopback.until(lambda: texts(loopback) == ["Claro: olá"])
+
+
+async def test_an_answer_interrupted_by_a_stop_is_given_after_the_start(
+    loopback, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("bot.service.GRACE", 0.01)
+    gate = Gate()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)):
+        await loopback.say("**Claro:** olá")
+        await loopback.until(lambda: any("Claro" in shown for shown in texts(loopback)))
+    (interrupted,) = texts(loopback)
+    assert text("answer.interrupted").strip("_") in interrupted
+    gate.go_on.set()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate)):
+        await loopback.until(lambda: texts(loopback) == ["Claro: olá"])
+
+
+async def test_drafts_end_in_one_message(loopback, tmp_path):
+    gate = Gate()
+    async with bot(loopback.url, tmp_path, EchoEngine(step=gate), drafts=True):
+        await loopback.say("**Claro:** olá")
+        await loopback.called("sendMessageDraft")
+        assert not loopback.shown
+        gate.go_on.set()
+        await loopback.until(lambda: texts(loopback) == ["Claro: olá"])
+        (shown,) = loopback.shown.values()
+        assert buttons(shown) == ["up:1", "dn:1", "fx:1", "ag:1"]
+
+
+@pytest.mark.model
+async def test_the_embedded_model_answers(loopback, tmp_path, embedded_model):
+    from engine.mlx_engine import MLXEngine
+    from engine.plan import detect, prepare
+
+    chosen = EngineSettings(temperature=0, max_tokens=24)
+    engine = MLXEngine(chosen, embedded_model, prepare(detect()))
+    async with bot(loopback.url, tmp_path, engine) as (_, store):
+        await loopback.say("What is the capital of Portugal?")
+        done = ["up:1", "dn:1", "fx:1", "ag:1"]
+        await loopback.until(lambda: buttons_shown(loopback) == done, patience=250)
+        answer = await store.answer(AnswerId(1))
+    assert answer is not None
+    assert answer.state == "done"
+    (shown,) = texts(loopback)
+    assert shown.startswith(render(answer.text)[0].rstrip())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import regex
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
@@ -143,27 +143,47 @@ def test_prose_loses_nothing_and_fits(text, limit, length):
     assert bare("".join(pieces)) == bare(text)
 
 
+@example("a \x1c b", 2, len)
 @given(st.text(), st.integers(2, 40), st.sampled_from(LENGTHS))
 def test_any_text_fits(text, limit, length):
     text = text.encode(errors="ignore").decode()
     assert all(0 < length(piece) <= limit for piece in split(text, limit, length))
 
 
-@given(PROSE, st.integers(20, 60), st.sampled_from(LENGTHS))
+@example("\u0301 \u0301" * 20, 20, len)
+@given(
+    st.lists(WORDS).map("".join) | st.text("a \u0301🦁", max_size=80),
+    st.integers(20, 60),
+    st.sampled_from(LENGTHS),
+)
 def test_no_character_is_cut(text, limit, length):
-    graphemes = regex.findall(r"\X", text)
-    assert [g for p in split(text, limit, length) for g in regex.findall(r"\S\X*?|\X", p)]
+    text = regex.sub(r"(\p{M}{4})\p{M}+", r"\1", text.strip())
     cut = [g for piece in split(text, limit, length) for g in regex.findall(r"\X", piece)]
-    assert [g for g in cut if g.strip()] == [g for g in graphemes if g.strip()]
+    assert [g for g in cut if g.strip()] == [g for g in regex.findall(r"\X", text) if g.strip()]
 
 
 @settings(deadline=None)
+@example("```\n> ```\n" + "a b\n" * 30 + "```", 60, len)  # no end: it is quoted
+@example("```\na\n      ```\n" + "a b\n" * 30 + "```", 60, len)  # no end: it is indented
+@example("```\na\n```py\n" + "a b\n" * 30 + "```", 60, len)  # no end: it says more
+@example(
+    "> ```\n> a\n\n" + "a b " * 30 + "\n\n```\n" + "c\n" * 60 + "```", 60, len
+)  # ends with the quotation
+@example("```\n" + "a" * 50 + "\n" + "`" * 30, 60, len)
 @given(DOCUMENT, st.integers(60, 200), st.sampled_from(LENGTHS))
 def test_code_stays_code_in_every_piece_and_nothing_is_lost(text, limit, length):
     pieces = split(text, limit, length)
     assert all(0 < length(piece) <= limit for piece in pieces)
     assert "".join(map(code_of, pieces)) == code_of(text)
     assert "".join(map(without_fences, pieces)) == without_fences(text)
+
+
+@pytest.mark.parametrize("opening", ["```a` b``` ", "```" + "p" * 100 + "\n"])
+def test_a_block_that_is_none_or_cannot_be_opened_anew_is_cut_like_prose(opening):
+    text = opening + "a b\n" * 30
+    pieces = split(text, 60, len)
+    assert all(len(piece) <= 60 for piece in pieces)
+    assert bare("".join(pieces)) == bare(text)
 
 
 @settings(deadline=None)
@@ -177,6 +197,7 @@ def test_a_growing_text_keeps_its_pieces(text, limit, data):
     assert after[: len(before) - 1] == before[:-1]
 
 
+@example(["**c d**"] * 12)
 @given(st.lists(st.sampled_from(["`a b`", "[o site](x y)", "**c d**", "``e ` f``", "g", "h."])))
 def test_code_links_and_bold_text_stay_whole(parts):
     for piece in split(" ".join(parts), 60, len):
@@ -197,6 +218,11 @@ def test_code_links_and_bold_text_stay_whole(parts):
         ("Vê:\n```py\na = 1\nb = 2\n```", ["Vê:", "```py\na = 1\n```", "```py\nb = 2\n```"]),
         ("```py\na = 1", ["```py\na = 1\n```"]),
         ("```\n1\n22\n333\n4\n```\nfim", ["```\n1\n22\n333\n4\n```", "fim"]),
+        ("```\n1\n22\n\n4\n```\nfim fim", ["```\n1\n22\n\n4\n```", "fim fim"]),
+        (
+            "```\na\nbbbbbbbbb\nc\n```\n**dd ee ff**",
+            ["```\na\nbbbbbbbbb\n```", "```\nc\n```", "**dd ee ff**"],
+        ),
     ],
 )
 def test_cuts_are_where_a_reader_would_make_them(text, pieces):

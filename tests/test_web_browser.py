@@ -16,10 +16,12 @@ from playwright.async_api import Browser, BrowserContext, Locator, Page, async_p
 from adapters.web import WebAdapter
 from bot.domain import Delta, Done, EngineStatus, Event, Finish, Queued, Request, Turn, Usage
 from bot.health import Health, State
+from bot.ports import Engine
 from bot.service import ChatService
 from bot.store import Store
 from config.settings import Settings
 from config.texts import text
+from engine.echo import EchoEngine
 from tests.servers.need import need
 
 pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
@@ -87,8 +89,9 @@ class PenEngine:
 class House:
     """The bot behind the page; it can be stopped and started again on the same store and port."""
 
-    def __init__(self, home: Path) -> None:
-        self.engine = PenEngine()
+    def __init__(self, home: Path, engine: Engine | None = None) -> None:
+        self.pen = PenEngine()
+        self.engine = engine or self.pen
         self.home = home
         self.port = 0
         self.password: str | None = None
@@ -101,7 +104,8 @@ class House:
     async def start(self) -> None:
         settings = Settings(home=self.home, web={"port": self.port, "password": self.password})
         store = await self._stack.enter_async_context(Store.open(settings.database))
-        service = ChatService(self.engine, store, settings)
+        engine = await self._stack.enter_async_context(self.engine)
+        service = ChatService(engine, store, settings)
         adapter = WebAdapter(service, settings, lambda: {"engine": Health(State.UP)})
         service.attach(adapter)
         await self._stack.enter_async_context(service)
@@ -136,7 +140,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     opened = House(tmp_path)
     await opened.start()
     yield opened
-    opened.engine.gate.set()
+    opened.pen.gate.set()
     await opened.stop()
 
 
@@ -185,7 +189,7 @@ def bubbles(page: Page, who: str) -> Locator:
 
 
 async def test_a_question_is_typed_answered_and_rendered(reader, house):
-    house.engine.answer = MARKDOWN
+    house.pen.answer = MARKDOWN
     page = await reader.arrive()
     await expect(page.locator("#greeting")).to_be_visible()
     await page.fill("#text", "Olá")
@@ -204,6 +208,30 @@ async def test_a_question_is_typed_answered_and_rendered(reader, house):
     await expect(page.locator("#announce")).to_contain_text("Farense")
 
 
+async def test_a_walk_on_the_echo_engine(chromium, tmp_path):
+    steps = asyncio.Semaphore(0)
+    house = House(tmp_path, EchoEngine(step=steps.acquire))
+    await house.start()
+    context = await chromium.new_context(locale="pt-PT")
+    reader = Reader(context, house)
+    page = await reader.arrive()
+    await say(page, "Viva o **Farense**, força!")
+    for _ in range(4):
+        steps.release()
+    await expect(page.locator("article.running .bubble")).to_have_text("Viva o **Far")
+    for _ in range(100):
+        steps.release()
+    await expect(bubbles(page, "bot")).to_have_text("Viva o Farense, força!")
+    await action(page, "up").click()
+    await say(page, "/estado")
+    await expect(bubbles(page, "bot").last).to_contain_text("echo")
+    await page.reload()
+    await expect(action(page, "up")).to_have_attribute("aria-pressed", "true")
+    await context.close()
+    await house.stop()
+    assert reader.complaints == []
+
+
 async def test_an_example_question_is_one_tap(reader):
     page = await reader.arrive()
     await page.locator(".chip").nth(2).click()
@@ -212,8 +240,8 @@ async def test_an_example_question_is_one_tap(reader):
 
 
 async def test_an_answer_streams_and_can_be_stopped(reader, house):
-    house.engine.gate.clear()
-    house.engine.answer = "Era uma vez um leão de Faro."
+    house.pen.gate.clear()
+    house.pen.answer = "Era uma vez um leão de Faro."
     page = await reader.arrive()
     await say(page, "Conta")
     await expect(bubbles(page, "bot")).to_have_text("Era uma vez um")
@@ -225,14 +253,14 @@ async def test_an_answer_streams_and_can_be_stopped(reader, house):
 
 
 async def test_a_waiting_fan_sees_the_place_in_the_queue(reader, house):
-    house.engine.gate.clear()
-    house.engine.position = 2
+    house.pen.gate.clear()
+    house.pen.position = 2
     page = await reader.arrive()
     await say(page, "Quem és?")
     await expect(page.locator("#typing")).to_be_visible()
     await expect(bubbles(page, "bot")).to_have_text(text("queue.position", n=2))
     await expect(page.locator("#typing")).to_be_hidden()
-    house.engine.gate.set()
+    house.pen.gate.set()
     await expect(bubbles(page, "bot")).to_have_text("Sou o Farense Bot.")
 
 
@@ -264,11 +292,13 @@ async def test_a_correction_is_written_in_place(reader):
     await say(page, "/corrigir")
     await form.locator("textarea").fill("  ")
     await form.locator("[type=submit]").click()
-    await expect(page.locator("#toast.on")).to_have_text(text("refusal.empty_correction"))
+    await expect(form.locator("textarea")).to_be_focused()
     await form.locator("textarea").fill("Sou o bot dos Leões de Faro.")
     await form.locator("[type=submit]").click()
     await expect(page.locator("#toast.on")).to_have_text(text("toast.corrected"))
     await expect(form).to_have_count(0)
+    await action(page, "fx").click()  # to say it still better
+    await expect(form.locator("textarea")).to_have_value("Sou o bot dos Leões de Faro.")
     await expect(bubbles(page, "fan")).to_have_count(1)
 
 
@@ -276,7 +306,7 @@ async def test_another_answer_and_a_new_conversation(reader, house):
     page = await reader.arrive()
     await say(page, "Quem és?")
     await expect(action(page, "ag")).to_be_visible()
-    house.engine.answer = "Sou um leão."
+    house.pen.answer = "Sou um leão."
     await action(page, "ag").click()
     await expect(bubbles(page, "bot").last).to_have_text("Sou um leão.")
     await page.locator("#new").click()
@@ -296,7 +326,7 @@ async def test_a_reload_and_a_second_tab_show_the_same(reader, house):
     await expect(bubbles(one, "bot")).to_have_text("Sou o Farense Bot.")
     two = await reader.arrive()
     await expect(bubbles(two, "bot")).to_have_text("Sou o Farense Bot.")
-    house.engine.answer = "Em Faro."
+    house.pen.answer = "Em Faro."
     await say(two, "Onde jogas?")
     for page in (one, two):
         await expect(bubbles(page, "fan")).to_have_text(["Quem és?", "Onde jogas?"])
@@ -306,7 +336,7 @@ async def test_a_reload_and_a_second_tab_show_the_same(reader, house):
 
 
 async def test_nothing_that_anybody_writes_runs_in_the_page(reader, house):
-    house.engine.answer = EVIL
+    house.pen.answer = EVIL
     page = await reader.arrive()
     await say(page, EVIL)
     await expect(action(page, "up")).to_be_visible()
@@ -327,7 +357,7 @@ async def test_the_page_survives_a_restart_of_the_bot(reader, house):
     await expect(page.locator("#banner")).to_have_text(text("web.js.offline"))
     await say(page, "Estás aí?")
     await expect(page.locator("article.failed")).to_be_visible()
-    house.engine.answer = "Estou."
+    house.pen.answer = "Estou."
     await house.start()
     await expect(page.locator("#banner")).to_be_hidden()
     await expect(page.locator("#dot.up")).to_be_visible()
@@ -341,16 +371,16 @@ async def test_the_page_survives_a_restart_of_the_bot(reader, house):
 
 
 async def test_the_reader_s_place_is_kept_while_an_answer_grows(reader, house):
-    house.engine.answer = "\n\n".join(f"Golo número {number}" for number in range(60))
+    house.pen.answer = "\n\n".join(f"Golo número {number}" for number in range(60))
     page = await reader.arrive()
     await say(page, "Conta")
     await expect(action(page, "up")).to_be_in_viewport()
-    house.engine.gate.clear()
+    house.pen.gate.clear()
     await say(page, "Mais")
     await expect(page.locator("article.running")).to_be_visible()
     await page.locator("article.fan").first.scroll_into_view_if_needed()
     await expect(page.locator("#down")).to_be_visible()
-    house.engine.gate.set()
+    house.pen.gate.set()
     await expect(page.locator("article.running")).to_have_count(0)
     await expect(page.locator("article.fan").first).to_be_in_viewport()
     await page.locator("#down").click()
@@ -374,7 +404,7 @@ async def test_light_and_dark_follow_the_system_until_chosen(chromium, house):
 
 @pytest.mark.parametrize("width", [320, 390])
 async def test_on_a_phone_everything_fits_the_width(chromium, house, width):
-    house.engine.answer = MARKDOWN + "\n" + "g" * 300 + "\n\n```\n" + "x" * 300 + "\n```"
+    house.pen.answer = MARKDOWN + "\n" + "g" * 300 + "\n\n```\n" + "x" * 300 + "\n```"
     context = await chromium.new_context(
         viewport={"width": width, "height": 844}, has_touch=True, is_mobile=True, locale="pt-PT"
     )

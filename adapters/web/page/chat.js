@@ -5,12 +5,17 @@ const $ = (id) => document.getElementById(id);
 const [scroll, log, write, input] = ["scroll", "log", "write", "text"].map($);
 const ICONS = { up: "👍", dn: "👎", fx: "✏️", ag: "🔁" };
 const rows = new Map(); // item id → its element
-const unsent = new Map(); // id → text that the server has not confirmed
+const unsent = new Set(); // ids of what the server has not confirmed
 const HIDDEN_SECONDS = 20; // a browser has few connections a server: a hidden tab gives its up
-let source, retry, typingTimer, toastTimer, hiddenTimer;
-let atEnd = true;
+const timers = {};
+let source, atEnd = true;
 
-// --- small things ------------------------------------------------------------------------
+function later(name, seconds, action) {
+  clearTimeout(timers[name]);
+  timers[name] = setTimeout(action, seconds * 1000);
+}
+
+const newId = () => crypto.randomUUID?.() ?? `${Date.now()}-${String(Math.random()).slice(2)}`;
 
 function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
@@ -22,8 +27,7 @@ function toast(sentence) {
   if (!sentence) return;
   $("toast").textContent = sentence;
   $("toast").classList.add("on");
-  clearTimeout(toastTimer);
-  toastTimer = setTimeout(() => $("toast").classList.remove("on"), 3500);
+  later("toast", 3.5, () => $("toast").classList.remove("on"));
 }
 
 async function post(path, body) {
@@ -40,21 +44,14 @@ async function post(path, body) {
 }
 
 async function attempt(path, body) {
-  try {
-    const answer = await post(path, body);
-    toast(answer.toast);
-    return answer;
-  } catch (error) {
-    toast(error.told ?? texts.offline);
-    return null;
-  }
+  const answer = await post(path, body).catch((error) => toast(error.told ?? texts.offline));
+  toast(answer?.toast);
+  return answer;
 }
 
 // --- scrolling: follow the text unless the reader went up ----------------------------------
 
-function follow(force = false) {
-  if (force || atEnd) scroll.scrollTop = scroll.scrollHeight;
-}
+const follow = (force = false) => (force || atEnd) && scroll.scrollTo(0, scroll.scrollHeight);
 
 function watchScroll() {
   atEnd = scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 48;
@@ -75,27 +72,25 @@ function morph(target, html) {
 }
 
 function button(action, item) {
-  const element = make("button", { type: "button", title: texts[action], textContent: ICONS[action] ?? texts[action] });
+  const title = texts[action];
+  const textContent = ICONS[action] ?? title;
+  const element = make("button", { type: "button", title, ariaLabel: title, textContent });
   element.dataset.action = action;
-  element.setAttribute("aria-label", texts[action]);
   if (action === "up" || action === "dn") element.ariaPressed = String(item.vote === action);
-  if (action === "fx") element.ariaExpanded = "false";
   return element;
 }
 
 function addCopyButtons(body) {
-  for (const code of body.querySelectorAll(".code")) {
-    code.append(make("button", { type: "button", className: "copy", textContent: texts.copy }));
-  }
+  if (!navigator.clipboard) return; // there is none without https, except on this machine
+  const copy = () => make("button", { type: "button", className: "copy", textContent: texts.copy });
+  body.querySelectorAll(".code").forEach((code) => code.append(copy()));
 }
 
 function newRow(item) {
-  const row = make("article", { className: item.fan ? "fan" : "bot" });
-  const body = make("div", { className: "bubble", dir: "auto" });
-  row.append(body);
-  if (!item.fan) row.append(make("div", { className: "actions" }));
-  log.append(row);
+  const parts = ["bubble", "actions"].map((className) => make("div", { className, dir: "auto" }));
+  const row = make("article", { className: item.fan ? "fan" : "bot" }, ...parts);
   rows.set(item.id, row);
+  log.append(row);
   return row;
 }
 
@@ -105,16 +100,21 @@ function show(item) {
   row.item = item;
   if (item.fan) {
     body.textContent = item.text;
-    row.classList.toggle("failed", false);
+    row.classList.remove("failed");
     unsent.delete(item.id);
   } else {
     morph(body, item.html);
     row.classList.toggle("running", !item.final);
     drawActions(row, item);
     if (item.final) addCopyButtons(body);
-    hideTyping();
+    showTyping(false);
   }
   greet();
+}
+
+function drop(id) {
+  rows.get(id).remove();
+  rows.delete(id);
 }
 
 /** The greeting stays until there is a question or an answer: a notice does not hide it. */
@@ -134,44 +134,37 @@ function drawActions(row, item) {
 
 function sync(items) {
   const ids = new Set(items.map((item) => item.id));
-  for (const [id, row] of rows) {
-    if (!ids.has(id) && !unsent.has(id)) {
-      row.remove();
-      rows.delete(id);
-    }
-  }
-  for (const item of items) {
-    show(item);
-    log.append(rows.get(item.id)); // in the server's order
-  }
-  for (const id of unsent.keys()) log.append(rows.get(id));
+  for (const id of rows.keys()) if (!ids.has(id) && !unsent.has(id)) drop(id);
+  items.forEach(show);
+  for (const id of [...ids, ...unsent]) log.append(rows.get(id)); // in the server's order
   greet();
   follow();
 }
 
-function showTyping() {
-  $("typing").hidden = false;
-  clearTimeout(typingTimer);
-  typingTimer = setTimeout(hideTyping, 6000);
+function showTyping(on) {
+  $("typing").hidden = !on;
+  if (on) later("typing", 6, () => showTyping(false));
   follow();
 }
 
-function hideTyping() {
-  $("typing").hidden = true;
+function update(item) {
+  const isEnd = item.final && (rows.get(item.id)?.classList.contains("running") ?? true);
+  show(item);
+  if (isEnd) $("announce").textContent = rows.get(item.id).querySelector(".bubble").textContent;
+  follow();
 }
 
 // --- what the fan does -----------------------------------------------------------------------
 
 async function deliver(id, text) {
-  unsent.set(id, text);
+  unsent.add(id);
   const row = rows.get(id);
   row.classList.remove("failed");
   try {
     const answer = await post("/api/message", { id, text });
     unsent.delete(id);
-    if (answer.correct) {
-      row.remove();
-      rows.delete(id);
+    if (answer.correct) { // it was a command that opens a form, not a message
+      drop(id);
       openFix(answer.correct);
     }
   } catch (error) {
@@ -183,7 +176,7 @@ async function deliver(id, text) {
 
 function say(text) {
   if (!text.trim()) return;
-  const id = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random().toString(36).slice(2)}`;
+  const id = newId();
   show({ id, fan: true, text });
   follow(true);
   deliver(id, text);
@@ -192,45 +185,38 @@ function say(text) {
 function openFix(answer) {
   const row = [...rows.values()].find((candidate) => candidate.item.answer === answer);
   if (!row || row.querySelector("form")) return row?.querySelector("form textarea").focus();
-  const area = make("textarea", { value: row.item.text, rows: 6 });
-  area.setAttribute("aria-label", texts.fix);
-  const form = make("form", { className: "fix" },
-    make("p", { textContent: texts.fix }), area,
-    make("button", { type: "submit", textContent: texts.save }),
-    make("button", { type: "button", textContent: texts.cancel, onclick: () => closeFix(row) }));
+  const form = $("fix").content.firstElementChild.cloneNode(true);
+  const area = form.querySelector("textarea");
+  area.value = row.draft || row.item.text;
   form.onsubmit = async (event) => {
     event.preventDefault();
+    if (!area.value.trim()) return area.focus();
     if (await attempt("/api/correct", { answer_id: answer, text: area.value })) closeFix(row);
   };
+  form.querySelector("[type=button]").onclick = () => closeFix(row);
   form.onkeydown = (event) => event.key === "Escape" && closeFix(row);
   row.append(form);
-  row.querySelector("[data-action=fx]").ariaExpanded = "true";
   area.setSelectionRange(0, 0);
   area.focus();
   form.scrollIntoView({ block: "nearest" });
 }
 
 function closeFix(row) {
+  row.draft = row.querySelector("textarea").value; // opened again, it is still there
   row.querySelector("form").remove();
-  const opener = row.querySelector("[data-action=fx]");
-  opener.ariaExpanded = "false";
-  opener.focus();
+  (row.querySelector("[data-action=fx]") ?? input).focus();
 }
 
-async function onLogClick(event) {
-  const failed = event.target.closest(".failed");
-  if (failed) return deliver(failed.item.id, failed.item.text);
-  const pressed = event.target.closest("[data-action]");
-  if (!pressed) return copyCode(event.target.closest(".copy"));
-  const { item } = pressed.closest("article");
-  if (pressed.dataset.action === "fx") return openFix(item.answer);
-  await attempt("/api/press", { action: pressed.dataset.action, answer_id: item.answer });
-}
-
-async function copyCode(element) {
-  if (!element) return;
-  await navigator.clipboard.writeText(element.parentElement.querySelector("code").textContent);
-  toast(texts.copied);
+async function onLogClick({ target }) {
+  const { item } = target.closest("article") ?? {};
+  const { action } = target.closest("[data-action]")?.dataset ?? {};
+  if (target.closest(".failed")) deliver(item.id, item.text);
+  else if (action === "fx") openFix(item.answer);
+  else if (action) attempt("/api/press", { action, answer_id: item.answer });
+  else if (target.matches(".copy")) {
+    await navigator.clipboard.writeText(target.parentElement.querySelector("code").textContent);
+    toast(texts.copied);
+  }
 }
 
 function grow() {
@@ -244,12 +230,10 @@ function grow() {
 function connected(up) {
   $("dot").className = up ? "up" : "down";
   $("status").textContent = up ? texts.online : texts.connecting;
-  $("banner").hidden = up;
-  $("banner").textContent = up ? "" : texts.offline;
+  Object.assign($("banner"), { hidden: up, textContent: up ? "" : texts.offline });
 }
 
 function connect() {
-  clearTimeout(retry);
   source?.close();
   source = new EventSource("/api/events");
   source.onopen = () => connected(true);
@@ -258,32 +242,28 @@ function connect() {
     if (source.readyState !== EventSource.CLOSED) return; // it tries again by itself
     const response = await fetch("/api/history").catch(() => null);
     if (response?.status === 401) location.reload(); // the password or the cookie is gone
-    retry = setTimeout(connect, 2000);
+    later("retry", 2, connect);
   };
   source.addEventListener("sync", (event) => sync(JSON.parse(event.data)));
-  source.addEventListener("typing", showTyping);
-  source.addEventListener("item", (event) => {
-    const item = JSON.parse(event.data);
-    const isEnd = item.final && (rows.get(item.id)?.classList.contains("running") ?? true);
-    show(item);
-    if (isEnd) $("announce").textContent = rows.get(item.id).querySelector(".bubble").textContent;
-    follow();
-  });
+  source.addEventListener("typing", () => showTyping(true));
+  source.addEventListener("item", (event) => update(JSON.parse(event.data)));
 }
 
 function onVisibility() {
-  clearTimeout(hiddenTimer);
-  if (document.hidden) hiddenTimer = setTimeout(() => source.close(), HIDDEN_SECONDS * 1000);
-  else if (source.readyState === EventSource.CLOSED) connect();
+  if (document.hidden) return later("hidden", HIDDEN_SECONDS, () => source.close());
+  clearTimeout(timers.hidden);
+  if (source.readyState === EventSource.CLOSED) connect();
+}
+
+function onWrite(event) {
+  event.preventDefault();
+  say(input.value);
+  input.value = "";
+  grow();
 }
 
 function startChat() {
-  write.onsubmit = (event) => {
-    event.preventDefault();
-    say(input.value);
-    input.value = "";
-    grow();
-  };
+  write.onsubmit = onWrite;
   input.oninput = grow;
   input.onkeydown = (event) => {
     if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
@@ -292,10 +272,7 @@ function startChat() {
   };
   log.onclick = onLogClick;
   $("greeting").onclick = ({ target }) => target.matches(".chip") && say(target.textContent);
-  $("new").onclick = () => {
-    attempt("/api/command", { name: "novo", id: crypto.randomUUID() });
-    input.focus();
-  };
+  $("new").onclick = () => attempt("/api/command", { name: "novo", id: newId() });
   $("down").onclick = () => follow(true);
   scroll.onscroll = watchScroll;
   new ResizeObserver(() => follow()).observe(scroll);
@@ -304,21 +281,17 @@ function startChat() {
   connect();
 }
 
-function startLogin() {
-  $("login").onsubmit = async (event) => {
-    event.preventDefault();
-    if (await attempt("/login", { password: $("password").value })) location.reload();
-    else $("password").select();
-  };
+async function logIn(event) {
+  event.preventDefault();
+  if (await attempt("/login", { password: $("password").value })) location.reload();
 }
 
 $("theme").onclick = () => {
-  const root = document.documentElement;
-  const dark = root.dataset.theme
-    ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  root.dataset.theme = dark ? "light" : "dark";
-  document.cookie = `farense_theme=${root.dataset.theme}; path=/; max-age=31536000; SameSite=Strict`;
+  const chosen = document.documentElement.dataset;
+  const system = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  chosen.theme = (chosen.theme ?? system) === "dark" ? "light" : "dark";
+  document.cookie = `farense_theme=${chosen.theme}; path=/; max-age=31536000; SameSite=Strict`;
 };
 
 if (log) startChat();
-else startLogin();
+else $("login").onsubmit = logIn;

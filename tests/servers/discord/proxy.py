@@ -1,9 +1,8 @@
 """A loopback Discord: `discord-digital-twin` from npm, and before it what that server leaves out.
 
-The proxy checks the token, names who is mentioned, names the owner, gives
-back the commands, refuses to resume
-sessions (the server keeps none), answers an interaction's callback as Discord does, and plays the faults that a test asks for.
-Everything else is the server's.
+The proxy checks the token, names the owner and who is mentioned, gives back the commands, refuses
+to resume sessions (the server keeps none), answers an interaction's callback as Discord does, and
+plays the faults that a test asks for. Everything else is the server's.
 """
 
 from __future__ import annotations
@@ -68,14 +67,13 @@ class Loopback:
     fan: str = ""
     url: str = ""
     calls: list[Call] = field(default_factory=list)
-    connections: int = 0
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     faults: deque[tuple[str, Fault]] = field(default_factory=deque)  # a pattern of the path, what
     _commands: bytes = b"[]"
     _backend: str = ""
     _session: aiohttp.ClientSession | None = None
     _twin: asyncio.subprocess.Process | None = None
-    _sockets: set[web.WebSocketResponse] = field(default_factory=set)
-    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _gateways: list[web.Request] = field(default_factory=list)
 
     @property
     def api_url(self) -> str:
@@ -84,6 +82,11 @@ class Loopback:
     @property
     def gateway_url(self) -> str:
         return f"ws://{self.url}/gateway"
+
+    @property
+    def connections(self) -> int:
+        """How often the bot has connected to the gateway."""
+        return len(self._gateways)
 
     # --- what fans do ------------------------------------------------------------------------
 
@@ -103,17 +106,18 @@ class Loopback:
         messages = await self.act("messages")
         return [message for message in messages if message["author"]["id"] == self.bot]
 
-    async def drop(self) -> None:
+    def drop(self) -> None:
         """Cut all gateway connections."""
-        for socket in list(self._sockets):
-            await socket.close(code=1006)
+        for request in self._gateways:
+            if request.transport is not None:
+                request.transport.abort()
 
     # --- what a test waits for ---------------------------------------------------------------
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something that the bot did makes a condition true."""
-        async with asyncio.timeout(20), self._changed:
-            await self._changed.wait_for(condition)
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(condition)
 
     def of(self, method: str, ending: str) -> list[Call]:
         """The calls of one kind."""
@@ -123,8 +127,8 @@ class Loopback:
 
     async def tell(self) -> None:
         """Let everybody who waits look again."""
-        async with self._changed:
-            self._changed.notify_all()
+        async with self.changed:
+            self.changed.notify_all()
 
     # --- the API -----------------------------------------------------------------------------
 
@@ -163,8 +167,8 @@ class Loopback:
         ) as answer:  # fmt: skip
             content = await answer.read()
             if answer.status == 204 and path.endswith("/callback"):
-                interaction = {"id": path.split("/")[2], "type": 2}
-                return web.json_response({"interaction": interaction})
+                made = {"interaction": {"id": path.split("/")[2], "type": 2}}
+                return web.Response(body=json.dumps(made).encode(), headers=JSON)
             if more:
                 content = json.dumps(json.loads(content) | more).encode()
             headers = JSON if content else {}
@@ -177,8 +181,7 @@ class Loopback:
         assert self._session is not None
         ours = web.WebSocketResponse()
         await ours.prepare(request)
-        self._sockets.add(ours)
-        self.connections += 1
+        self._gateways.append(request)
         await self.tell()
         async with self._session.ws_connect(
             self._backend.replace("http", "ws") + "/gateway"
@@ -190,7 +193,6 @@ class Loopback:
                 else:
                     await twin.send_str(frame.data)
             relay.cancel()
-        self._sockets.discard(ours)
         return ours
 
     async def _relay(
@@ -236,7 +238,7 @@ class Loopback:
             try:
                 yield self
             finally:
-                await self.drop()
+                self.drop()
                 await runner.cleanup()
                 twin.stdin.close()
                 await twin.wait()

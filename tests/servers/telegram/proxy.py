@@ -104,6 +104,17 @@ class Loopback:
         }  # fmt: skip
         await self._post("/sendCallback", query)
 
+    async def react(
+        self, message_id: int, old: str = "", new: str = "", *, fan: int = 1, chat: int = 1
+    ) -> None:
+        """A fan changes a reaction; it travels inside a message, as the server knows none."""
+        change = {"chat": chat_json(fan, chat), "message_id": message_id, "date": DATE}
+        change |= {"user": fan_json(fan)}
+        for name, emoji in (("old_reaction", old), ("new_reaction", new)):
+            change[name] = [{"type": "emoji", "emoji": emoji}] if emoji else []
+        body = {"botToken": self.token, "chat": chat_json(fan, chat), "message_reaction": change}
+        await self._post("/sendMessage", body)
+
     async def _post(self, path: str, body: dict[str, Any]) -> None:
         assert self._session is not None
         async with self._session.post(self._backend + path, json=body) as response:
@@ -112,9 +123,9 @@ class Loopback:
 
     # --- what a test waits for ---------------------------------------------------------------
 
-    async def until(self, condition: Callable[[], bool]) -> None:
+    async def until(self, condition: Callable[[], bool], patience: float = 20) -> None:
         """Wait for a call that makes a condition true."""
-        async with asyncio.timeout(20), self._changed:
+        async with asyncio.timeout(patience), self._changed:
             await self._changed.wait_for(condition)
 
     async def called(self, method: str, count: int = 1) -> Call:
@@ -233,6 +244,8 @@ class Loopback:
         for update in fresh:
             if "callback_query" in update:
                 update["callback_query"]["chat_instance"] = "1"
+            elif "message_reaction" in update["message"]:
+                update["message_reaction"] = update.pop("message")["message_reaction"]
         self._pending += fresh
         return self._pending
 

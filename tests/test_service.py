@@ -1,0 +1,370 @@
+"""What a fan gets, from the message to the answer, with every platform's part played by a board."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from bot.commands import COMMANDS
+from bot.domain import Action, AnswerState, Fan, Finish, Language, Platform, Post, Press, Source
+from bot.errors import GenerationFailed
+from bot.service import ChatService
+from bot.store import Store
+from config.settings import Settings, load_settings
+from config.texts import text
+from engine.echo import EchoEngine
+from tests.fakes import Board, a_group, a_message
+
+
+class Gate:
+    """Steps of the echo engine that happen only while the gate is open."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self.open = self._open.set
+        self.shut = self._open.clear
+        self.open()
+
+    async def __call__(self) -> None:
+        await asyncio.sleep(0)
+        await self._open.wait()
+
+
+class World:
+    def __init__(self, service: ChatService, board: Board, store: Store, gate: Gate) -> None:
+        self.service, self.board, self.store, self.gate = service, board, store, gate
+
+    async def ask(self, said: str, **more) -> Post:
+        """Send a message and wait for its answer."""
+        before = len(self.board.finals())
+        await self.service.receive(a_message(said, **more))
+        return (await self.board.answers(before + 1))[-1]
+
+    async def say(self, said: str = "", **more) -> str:
+        """Send a command and wait for the reply."""
+        before = len(self.board.messages)
+        await self.service.receive(a_message(said, **more))
+        await self.board.until(lambda board: len(board.messages) > before)
+        return list(self.board.messages.values())[-1].text
+
+    def press(self, action: Action, post: Post, *, fan: str = "1", chat=None, **more) -> Press:
+        place = chat or a_message("", fan=fan).chat
+        more.setdefault("update_id", f"p{id(post)}{action}{fan}")
+        return Press(
+            action, post.buttons.answer_id, Fan(Platform.WEB, fan), place, Source.WEB, **more
+        )
+
+
+def settings_for(home: Path, **engine) -> Settings:
+    return load_settings(home, engine={"temperature": 0, **engine})
+
+
+@asynccontextmanager
+async def a_world(home: Path, *, fault=None, **engine) -> AsyncIterator[World]:
+    settings = settings_for(home, **engine)
+    gate, board = Gate(), Board()
+    more = {"fault": fault} if fault else {}
+    async with (
+        Store.open(settings.database) as store,
+        EchoEngine(settings.engine, step=gate, **more) as echo,
+    ):
+        service = ChatService(echo, store, settings)
+        service.attach(board)
+        async with service:
+            yield World(service, board, store, gate)
+
+
+@pytest.fixture
+async def world(tmp_path):
+    async with a_world(tmp_path) as world:
+        yield world
+
+
+async def test_a_message_is_answered_with_buttons(world):
+    post = await world.ask("Olá, Farense!")
+    assert "Olá, Farense!" in post.text
+    assert post.buttons.actions == (Action.UP, Action.DOWN, Action.FIX, Action.AGAIN)
+
+
+async def test_everything_about_an_answer_is_in_the_store(world):
+    post = await world.ask("Olá!")
+    answer = await world.store.answer(post.buttons.answer_id)
+    assert answer.state is AnswerState.DONE
+    assert answer.text == post.text
+    assert answer.revision == answer.usage.revision == "echo"
+    assert answer.usage.completion_tokens > 0
+    assert answer.usage.total >= answer.usage.first_token >= answer.usage.queued >= 0
+    assert len(answer.persona) == 12
+
+
+async def test_the_same_update_is_answered_once(world):
+    message = a_message("Olá!", update_id="twice")
+    await world.service.receive(message)
+    await world.board.answers(1)
+    await world.service.receive(message)
+    await world.ask("Outra coisa")
+    assert len(world.board.finals()) == 2
+
+
+async def test_the_conversation_goes_on_and_novo_begins_another(world):
+    await world.ask("primeira")
+    await world.ask("segunda")
+    exchanges = await world.service.transcript(a_message("").chat, Fan(Platform.WEB, "1"))
+    assert [exchange.question for exchange in exchanges] == ["primeira", "segunda"]
+    assert await world.say(command="novo") == text("reply.new")
+    assert await world.service.transcript(a_message("").chat, Fan(Platform.WEB, "1")) == []
+
+
+async def test_two_messages_in_one_chat_are_answered_in_order(world):
+    world.gate.shut()
+    for said in ("um", "dois", "três"):
+        await world.service.receive(a_message(said))
+    world.gate.open()
+    answers = await world.board.answers(3)
+    assert [next(w for w in ("um", "dois", "três") if w in post.text) for post in answers] == [
+        "um",
+        "dois",
+        "três",
+    ]
+
+
+async def test_chats_do_not_wait_for_each_other(world):
+    world.gate.shut()
+    await world.service.receive(a_message("devagar", fan="1"))
+    await world.service.receive(a_message("depressa", fan="2"))
+    world.gate.open()
+    assert len(await world.board.answers(2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "more", "key"),
+    [
+        ("", {}, "refusal.empty"),
+        (" \n\t ", {}, "refusal.empty"),
+        ("\u200b\u200d\ufeff", {}, "refusal.empty"),
+        ("\x00\x07\x1b", {}, "refusal.empty"),
+        ("", {"attachments": 1}, "refusal.attachment"),
+    ],
+)
+async def test_a_message_without_words_gets_a_clear_sentence(world, said, more, key):
+    assert await world.say(said, **more) == text(key)
+
+
+async def test_a_message_of_a_megabyte_gets_a_clear_sentence(world):
+    assert await world.say("a" * 1_000_000) == text("refusal.too_many_chars", most=8000)
+
+
+async def test_a_message_over_the_context_gets_a_clear_sentence(tmp_path):
+    async with a_world(tmp_path, context=600) as world:
+        await world.service.receive(a_message("palavra " * 900))
+        await world.board.until(lambda board: len(board.messages) == 1)
+        assert next(iter(world.board.messages.values())).text == text("refusal.too_long")
+
+
+@pytest.mark.parametrize(
+    "said", ["مرحبا بالعالم", "a\u202eb", "<|im_start|>system", "@everyone **", "`"]
+)
+async def test_odd_text_is_answered_like_any_other(world, said):
+    assert (await world.ask(said)).text
+
+
+async def test_a_vote_counts_once_can_be_changed_and_taken_back(world):
+    post = await world.ask("Olá!")
+    answer_id = post.buttons.answer_id
+    assert await world.service.press(world.press(Action.UP, post)) == text("toast.up")
+    assert await world.service.press(world.press(Action.UP, post)) == text("toast.same")
+    assert await world.store.votes(answer_id) == (1, 0)
+    assert await world.service.press(world.press(Action.DOWN, post)) == text("toast.down")
+    assert await world.store.votes(answer_id) == (0, 1)
+    assert await world.service.press(world.press(Action.CLEAR, post)) == text("toast.cleared")
+    assert await world.store.votes(answer_id) == (0, 0)
+
+
+async def test_nobody_votes_on_an_answer_of_another_chat(world):
+    post = await world.ask("Olá!", fan="1")
+    toast = await world.service.press(world.press(Action.UP, post, fan="2"))
+    assert toast == text("refusal.answer_gone")
+    assert await world.store.votes(post.buttons.answer_id) == (0, 0)
+
+
+async def test_a_correction_by_button_is_asked_for_and_kept(world):
+    post = await world.ask("Quem és?")
+    assert await world.service.press(world.press(Action.FIX, post)) == text("toast.ask_correction")
+    asked = list(world.board.messages.values())[-1]
+    assert asked.ask
+    thanks = await world.say("Sou o Leão.", reply_to=world.board.id_of(asked))
+    assert thanks == text("toast.corrected")
+    assert (await world.store.counts())["corrections"] == 1
+
+
+async def test_a_correction_by_command_is_about_the_newest_answer(world):
+    assert await world.say("certo", command="corrigir") == text("refusal.no_answer_yet")
+    post = await world.ask("Quem és?")
+    assert await world.say("Sou o Leão.", command="corrigir") == text("toast.corrected")
+    assert await world.service.correct(world.press(Action.FIX, post), " ") == text(
+        "refusal.empty_correction"
+    )
+
+
+async def test_another_answer_is_a_new_message_to_the_same_question(world):
+    post = await world.ask("Quem és?")
+    assert await world.service.press(world.press(Action.AGAIN, post)) == text("toast.again")
+    first, second = await world.board.answers(2)
+    assert second.buttons.answer_id != first.buttons.answer_id
+    answers = [await world.store.answer(p.buttons.answer_id) for p in (first, second)]
+    assert answers[0].question_id == answers[1].question_id
+    assert [answer.attempt for answer in answers] == [1, 2]
+
+
+async def test_stop_ends_the_answer_and_keeps_what_was_written(world):
+    await world.service.receive(a_message("palavra " * 200))
+    await world.board.until(lambda board: any("palavra" in p.text for p in board.messages.values()))
+    world.gate.shut()
+    running = next(p for p in world.board.messages.values() if p.buttons)
+    assert running.buttons.actions == (Action.STOP,)
+    assert await world.service.press(world.press(Action.STOP, running)) == text("reply.stopped")
+    (post,) = await world.board.answers(1)
+    answer = await world.store.answer(post.buttons.answer_id)
+    assert answer.state is AnswerState.STOPPED
+    assert post.text == answer.text.strip() != ""
+    assert await world.service.press(world.press(Action.STOP, running)) == text(
+        "reply.nothing_to_stop"
+    )
+
+
+async def test_parar_stops_what_runs_and_what_waits_in_this_chat_only(world):
+    world.gate.shut()
+    for fan in ("1", "1", "2"):
+        await world.service.receive(a_message("palavra " * 50, fan=fan))
+    assert text("reply.stopped") == await world.say(command="parar", fan="1")
+    world.gate.open()
+    (post,) = await world.board.answers(1)
+    assert (await world.store.answer(post.buttons.answer_id)).fan_key == "web:2"
+
+
+async def test_in_a_group_the_reply_chain_is_the_conversation(world):
+    group = a_group()
+    first = await world.ask("um", chat=group, message_id="f1")
+    await world.ask("outra conversa", chat=group, message_id="f2")
+    third = await world.ask(
+        "dois", chat=group, message_id="f3", reply_to=world.board.id_of(first), fan="9"
+    )
+    answer = await world.store.answer(third.buttons.answer_id)
+    history = await world.store.history(answer.question_id)
+    assert [turn.text for turn in history] == ["um", first.text]
+    assert world.board.places[world.board.id_of(third)].reply_to == "f3"
+
+
+async def test_a_thread_has_one_running_conversation(world):
+    thread = a_group("7")
+    await world.ask("um", chat=thread)
+    post = await world.ask("dois", chat=thread, fan="2")
+    answer = await world.store.answer(post.buttons.answer_id)
+    assert [t.text for t in await world.store.history(answer.question_id)][0] == "um"
+
+
+async def test_in_a_group_only_the_asker_or_an_admin_stops_or_repeats(tmp_path, monkeypatch):
+    monkeypatch.setenv("FARENSE_ADMINS", '["web:7"]')
+    async with a_world(tmp_path) as world:
+        group = a_group()
+        post = await world.ask("um", chat=group, fan="1")
+        for fan, key in (("2", "refusal.not_yours"), ("7", "toast.again"), ("1", "toast.again")):
+            press = world.press(Action.AGAIN, post, fan=fan, chat=group)
+            assert await world.service.press(press) == text(key)
+        assert len(await world.board.answers(3)) == 3
+
+
+async def test_every_command_of_the_table_is_answered(world):
+    await world.ask("Olá!")
+    for command in COMMANDS:
+        before = len(world.board.calls)
+        await world.service.receive(
+            a_message("Olá!" if command.name == "perguntar" else "", command=command.name)
+        )
+        await world.board.until(lambda board, n=before: len(board.calls) > n)
+    assert await world.store.pending() == [] or len(world.board.finals()) >= 2
+
+
+async def test_help_lists_the_commands_in_the_fans_language(world):
+    english = Fan(Platform.WEB, "1", language=Language.EN)
+    shown = await world.say(command="ajuda", who=english)
+    assert all(f"/{command.aliases[0]} " in shown for command in COMMANDS)
+    shown = await world.say(command="ajuda")
+    assert all(f"/{command.name} " in shown for command in COMMANDS)
+
+
+async def test_a_fan_with_too_much_waiting_is_told_so(tmp_path):
+    async with a_world(tmp_path, queue_per_fan=2) as world:
+        world.gate.shut()
+        for said in ("um", "dois"):
+            await world.service.receive(a_message(said))
+        assert await world.say("três") == text("refusal.pending", n=2)
+        world.gate.open()
+        assert len(await world.board.answers(2)) == 2
+
+
+async def test_a_failed_generation_is_told_and_the_next_message_works(tmp_path):
+    faults = iter([GenerationFailed()])
+
+    def fault(_request, step):
+        return next(faults, None) if step == 1 else None
+
+    async with a_world(tmp_path, fault=fault) as world:
+        await world.service.receive(a_message("um dois três quatro"))
+        await world.board.until(
+            lambda board: any(p.text == text("error.generation") for p in board.messages.values())
+        )
+        assert "cinco" in (await world.ask("cinco")).text
+
+
+async def test_an_interrupted_answer_says_so_and_comes_on_the_same_message_after_the_start(
+    tmp_path,
+):
+    import bot.service
+
+    async with a_world(tmp_path) as world:
+        await world.service.receive(a_message("palavra " * 400))
+        await world.board.until(lambda b: any("palavra" in p.text for p in b.messages.values()))
+        world.gate.shut()
+        bot.service.GRACE, grace = 0.05, bot.service.GRACE
+        await world.service.close()
+        bot.service.GRACE = grace
+        ((message_id, shown),) = world.board.messages.items()
+        assert shown.text.endswith(text("answer.interrupted"))
+        assert "palavra" in shown.text
+        old = world.board
+    async with a_world(tmp_path) as world:
+        world.board.messages.update(old.messages)
+        await world.service.resume(Platform.WEB)
+        (post,) = await world.board.answers(1)
+        assert list(world.board.messages) == [message_id]
+        assert post.text.count("palavra") >= 100
+        assert text("answer.interrupted") not in post.text
+        assert (await world.store.counts())["answers"] == 1
+
+
+async def test_an_answer_written_but_not_shown_before_a_crash_is_shown_once(tmp_path):
+    async with a_world(tmp_path) as world:
+        message = a_message("Olá!")
+        await world.store.accept(message)
+        chat, now = message.chat, message.received_at
+        conversation = await world.store.new_conversation(chat, now)
+        question = await world.store.add_question(conversation, None, message, message.text)
+        answer = await world.store.start_answer(question, message, persona="p", model="m", now=now)
+        await world.store.finish_answer(answer, text="Já está.", state=AnswerState.DONE, usage=None)
+        await world.service.resume(Platform.WEB)
+        (post,) = await world.board.answers(1)
+        assert post.text == "Já está."
+
+
+async def test_an_answer_cut_at_its_longest_says_so(tmp_path):
+    async with a_world(tmp_path, max_tokens=5) as world:
+        post = await world.ask("palavra " * 50)
+        assert post.text.endswith(text("answer.long"))
+        answer = await world.store.answer(post.buttons.answer_id)
+        assert text("answer.long") not in answer.text
+    assert Finish.LENGTH == "length"
