@@ -20,7 +20,7 @@ check: $(VENV)/.dev ## format, lint, types, import rules, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -q -m "$(FAST)"
+	$(BIN)/pytest -q -n 2 -m "$(FAST)"
 
 test: check ## all tests, with the real model and real clients
 	$(BIN)/pytest -q -m "not ($(FAST))"

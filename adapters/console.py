@@ -10,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager
+from contextlib import AsyncExitStack, ExitStack, aclosing, contextmanager, suppress
 from datetime import UTC, datetime
 
 from rich.console import Console
@@ -18,9 +18,9 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.text import Text
 
-from bot.answering import CARET
 from bot.commands import parse
 from bot.domain import (
+    CARET,
     Action,
     AnswerId,
     Chat,
@@ -150,6 +150,8 @@ class ConsoleAdapter:
     async def run(self) -> None:
         """Read lines and show answers until the end of the input."""
         self._state = State.UP
+        with suppress(ImportError):
+            import readline  # noqa: F401 (arrow keys and history in `input`; not in every Python)
         self._screen.hint(text("console.hello", self._language))
         try:
             with self._interruptible():
@@ -160,6 +162,9 @@ class ConsoleAdapter:
         finally:
             self._screen.close()
             self._state = State.DOWN
+
+    async def close(self) -> None:
+        """Nothing is left open."""
 
     async def _line(self) -> str | None:
         """One line of the fan's; None at the end. Waits in a thread that dies with the process."""

@@ -32,7 +32,7 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
-logging.getLogger("discord.client").addFilter(_without_traceback)
+logging.getLogger(discord.client.__name__).addFilter(_without_traceback)
 
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds between two attempts to connect
 CLOSING = 2.0  # seconds for a polite goodbye

@@ -108,7 +108,7 @@ def _essence(commands: Iterable[dict[str, Any]]) -> list[object]:
     """What matters of a list of commands or options, in a form that compares."""
     return [
         (
-            [command.get(name) or None for name in _SEEN],
+            [str(command.get(name) or "") for name in _SEEN],
             [command.get(name) or {} for name in _TRANSLATED],
             _essence(command.get("options") or []),
         )

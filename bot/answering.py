@@ -13,6 +13,7 @@ import structlog
 
 from bot.delivery import Delivery, Stream
 from bot.domain import (
+    CARET,
     AnswerId,
     AnswerState,
     Delta,
@@ -35,7 +36,6 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
-CARET = " ▌"  # shown at the end of a text that is still being written
 QUEUE_NOTICE = 1.0  # seconds of waiting after which a fan is shown the place in the queue
 
 

@@ -14,6 +14,8 @@ from typing import NewType
 AnswerId = NewType("AnswerId", int)
 QuestionId = NewType("QuestionId", int)
 
+CARET = " ▌"  # ends a text that is still being written
+
 
 class Platform(StrEnum):
     """Where a message comes from."""

@@ -41,7 +41,6 @@ class LayerCaches:
 
 def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any]:
     """Attention that goes row by row over `LayerCaches`, and is `original` for all else."""
-    single = _attend_cpu if cpu else _attend_device
 
     def attend(  # noqa: PLR0917 (mlx-lm's signature)
         queries: Any,
@@ -54,29 +53,29 @@ def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any
     ) -> Any:
         if not isinstance(cache, LayerCaches):
             return original(queries, keys, values, cache, scale, mask, sinks)
-        rows = mx.split(queries, queries.shape[0])
+        if cpu and sinks is None:
+            return _attend_grouped(queries * scale, cache.rows)
+        parts = mx.split(queries, len(cache.rows))
         return mx.concatenate(
-            [single(row, *kv, scale, sinks) for row, kv in zip(rows, cache.rows, strict=True)]
+            [
+                mx.fast.scaled_dot_product_attention(part, *kv, scale=scale, mask=None, sinks=sinks)
+                for part, kv in zip(parts, cache.rows, strict=True)
+            ]
         )
 
     return attend
 
 
-def _attend_device(query: Any, keys: Any, values: Any, scale: float, sinks: Any) -> Any:
-    return mx.fast.scaled_dot_product_attention(
-        query, keys, values, scale=scale, mask=None, sinks=sinks
-    )
-
-
-def _attend_cpu(query: Any, keys: Any, values: Any, scale: float, sinks: Any) -> Any:
-    """One product for each group of heads that share a key, instead of one for each head."""
-    if sinks is not None:
-        return _attend_device(query, keys, values, scale, sinks)
-    _, heads, _, width = query.shape
-    groups = keys.shape[1]
-    grouped = query.reshape(1, groups, heads // groups, width) * scale
-    weights = mx.softmax(grouped @ keys.swapaxes(-1, -2), axis=-1, precise=True)
-    return (weights @ values).reshape(1, heads, 1, values.shape[-1])
+def _attend_grouped(queries: Any, rows: Sequence[tuple[Any, Any]]) -> Any:
+    """For the CPU: one product for all heads that share a key, instead of one for each head."""
+    count, heads, _, width = queries.shape
+    groups = rows[0][0].shape[1]
+    parts = mx.split(queries.reshape(count, groups, heads // groups, width), count)
+    outputs = [
+        mx.softmax(part @ keys.swapaxes(-1, -2), axis=-1, precise=True) @ values
+        for part, (keys, values) in zip(parts, rows, strict=True)
+    ]
+    return mx.concatenate(outputs).reshape(count, heads, 1, -1)
 
 
 class RowKv:

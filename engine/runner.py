@@ -66,6 +66,7 @@ class Runner:
         self._pacer = Pacer(settings.prefill_step)
         self._views: list[View] = []
         self._base: LoadedModel | None = None
+        self._bytes_per_token = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.loaded: Future[Facts] = Future()
         self.busy_since: float | None = None  # when the step began that is computed now
@@ -121,43 +122,46 @@ class Runner:
 
             self._base = base
             self._open_view(f"base:{base.fingerprint[:12]}", base.fingerprint, base.model)
-            size = bytes_per_token(base.model)
+            self._bytes_per_token = bytes_per_token(base.model)
         except Exception as fault:  # noqa: BLE001 (raised again by whoever waits for the model)
             self.loaded.set_exception(fault)
             return False
-        facts = Facts(base.name, base.tokenizer, base.context, base.vocabulary, size)
+        facts = Facts(
+            base.name, base.tokenizer, base.context, base.vocabulary, self._bytes_per_token
+        )
         self.loaded.set_result(facts)
         return True
 
     def _serve(self) -> None:
-        import mlx.core as mx
-
         faults, steps, read = 0, 0, 0
+        ahead = self._views[0].ahead
         while self._take_orders():
             began = self.busy_since = self._clock()
             writing = any(view.writing for view in self._views)
             chunk = self._pacer.chunk(writing=writing)
             sound = [self._step(view, chunk) for view in list(self._views)]
             failed = not all(sound)
+            earlier, read = read, sum(view.last_read for view in self._views)
             if writing and not failed:
-                self._pacer.note(read, self._clock() - began)
-            read = sum(view.last_read for view in self._views)
+                # Ahead, a step waits for what was read before it and not for what comes after.
+                self._pacer.note(earlier if ahead else read, self._clock() - began)
             faults = faults + 1 if failed else 0
             if faults >= FAULTS_LIMIT:
                 return
             steps += 1
             if steps % TIDY_STEPS == 0:
-                mx.clear_cache()
+                _return_memory()
 
     def _step(self, view: View, chunk: int) -> bool:
         """One step of one view. A fault ends its running answers and nothing else."""
         try:
-            reports, good = view.step(chunk), True
+            self._tell(view.write())
+            self._tell(view.read(chunk))
         except Exception:
             log.exception("engine.step_failed", revision=view.revision)
-            reports, good = view.fail(), False
-        self._tell(reports)
-        return good
+            self._tell(view.fail())
+            return False
+        return True
 
     def _tell(self, reports: Sequence[Report]) -> None:
         """Pass on what happened, after an answer's end with the memory it leaves in order."""
@@ -169,8 +173,9 @@ class Runner:
         """Carry out what was asked for, waiting for it when there is nothing to compute."""
         while True:
             idle = all(view.idle for view in self._views)
-            if idle:
+            if idle and self.busy_since is not None:
                 self.busy_since = None
+                _return_memory()
             try:
                 order = self._orders.get(block=idle)
             except queue.Empty:
@@ -185,9 +190,9 @@ class Runner:
             self._views.remove(view)
             if view.digest not in {other.digest for other in self._views}:
                 self._cache.forget(view.digest)
-        running = sum(view.nbytes for view in self._views)
-        self._cache.leave_room(running)
-        self.cache_bytes = running + self._cache.nbytes
+        reserved = sum(view.reserved for view in self._views) * self._bytes_per_token
+        self._cache.leave_room(reserved)
+        self.cache_bytes = sum(view.nbytes for view in self._views) + self._cache.nbytes
 
     def _admit(self, request: Request, max_tokens: int) -> None:
         try:
@@ -228,3 +233,10 @@ class Runner:
         self._cache = PrefixCache(0)
         mx.synchronize()
         mx.clear_streams()
+
+
+def _return_memory() -> None:
+    """Give what MLX keeps for later back to the system."""
+    import mlx.core as mx
+
+    mx.clear_cache()

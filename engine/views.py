@@ -1,7 +1,7 @@
 """One revision of the model at work: its running answers, read and written step by step.
 
-Lives in the engine's thread. A step computes one token of every answer and then reads one chunk of
-one prompt, so that a long prompt never stalls those who are being answered.
+Lives in the engine's thread. One token of every answer is computed, then a bounded piece of the
+waiting prompts is read, and so on: a long prompt never stalls those who are being answered.
 """
 
 from __future__ import annotations
@@ -19,34 +19,41 @@ from bot.errors import GenerationFailed
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
 from engine.rows import RowKv, can_batch, forward
-from engine.sampling import Chooser, choose
+from engine.sampling import PENALTY_WINDOW, Chooser, choose
 from engine.stops import Writer
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Row:
-    """One answer. `read` are the tokens whose keys and values `kv` holds."""
+    """One answer: the prompt and what was written so far; `kv` holds the first `read` of them."""
 
     request: Request
     max_tokens: int
     kv: RowKv
-    read: list[int]
+    read: int
     chooser: Chooser
     writer: Writer
+    tokens: list[int] = field(init=False)
     cached: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.cached = len(self.read)
+        self.tokens = list(self.request.tokens)
+        self.cached = self.read
 
     @property
-    def unread(self) -> tuple[int, ...]:
+    def unread(self) -> list[int]:
         """What of the prompt is still to be read; its last token belongs to the first step."""
-        return self.request.tokens[len(self.read) : -1]
+        return self.tokens[self.read : len(self.request.tokens) - 1]
+
+    @property
+    def recent(self) -> list[int]:
+        """The last tokens that were read."""
+        return self.tokens[max(0, self.read - PENALTY_WINDOW) : self.read]
 
     @property
     def written(self) -> int:
         """Tokens of the answer so far."""
-        return len(self.read) - len(self.request.tokens)
+        return len(self.tokens) - len(self.request.tokens)
 
 
 class View:
@@ -65,6 +72,9 @@ class View:
         self._reading: deque[Row] = deque()
         self._rows: list[Row] = []
         self._inputs: Any = None  # (rows,): what each row reads next, perhaps not computed yet
+        # A GPU computes the next step while the last one's tokens are passed on. On a CPU there is
+        # nobody to compute meanwhile: being ahead would only make each token late by a step.
+        self.ahead = mx.default_device() != mx.Device(mx.cpu)
         self.last_read = 0  # prompt tokens read in the last step
 
     @property
@@ -82,6 +92,11 @@ class View:
         """Memory held by the running answers' caches."""
         return sum(row.kv.nbytes for row in self._everyone())
 
+    @property
+    def reserved(self) -> int:
+        """Tokens that the running answers may come to hold."""
+        return sum(len(row.request.tokens) + row.max_tokens for row in self._everyone())
+
     def admit(self, request: Request, max_tokens: int) -> None:
         """Begin an answer with the longest part of the prompt that was read before."""
         known = self._cache.take(
@@ -89,7 +104,7 @@ class View:
         ) or Entry((), RowKv(make_prompt_cache(self.model)))
         writer = Writer(self._tokenizer.detokenizer, request.sampling.stop)
         chooser = Chooser(request.sampling)
-        row = Row(request, max_tokens, known.kv, list(known.tokens), chooser, writer)
+        row = Row(request, max_tokens, known.kv, len(known.tokens), chooser, writer)
         self._reading.append(row)
 
     def drop(self, request_id: str) -> Iterator[Report]:
@@ -111,76 +126,86 @@ class View:
         self._cache.forget(self.digest)
         return reports
 
-    def step(self, chunk: int) -> list[Report]:
-        """One token of every answer, and up to `chunk` tokens of the next prompt."""
-        self.last_read = 0
-        reports = self._write() if self._rows else []
-        if self._reading:
-            reports += self._read(self._reading[0], chunk)
-        return reports
-
-    def _write(self) -> list[Report]:
-        """Start the next step on the device, then pass on what the one before came to."""
+    def write(self) -> list[Report]:
+        """One step: one more token of every answer."""
         rows, inputs = self._rows, self._inputs
+        if not rows:
+            return []
         logits = forward(self.model, [row.kv for row in rows], inputs, batched=self._batched)
-        chosen = choose(logits, [row.chooser for row in rows], [row.read for row in rows], inputs)
+        chosen = choose(logits, [row.chooser for row in rows], [row.recent for row in rows], inputs)
         mx.async_eval(chosen)  # type: ignore[no-untyped-call]  # mlx's stub
+        for row in rows:
+            row.read += 1
+        self._inputs = chosen
+        tokens = (inputs if self.ahead else chosen).tolist()
         reports: list[Report] = []
         stay: list[int] = []
-        for i, (row, token) in enumerate(zip(rows, inputs.tolist(), strict=True)):
-            row.read.append(token)
-            news = list(self._advance(row, token)) if row.written > 0 else []
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            # Ahead of its first token, a row has only read its prompt's last one.
+            news = [] if self.ahead and row.read == len(row.tokens) else self._advance(row, token)
             reports += news
             if not news or not isinstance(news[-1], Ended):
                 stay.append(i)
-        self._inputs = chosen
         if len(stay) < len(rows):
             self._keep(stay)
         return reports
 
-    def _advance(self, row: Row, token: int) -> Iterator[Report]:
+    def read(self, budget: int) -> list[Report]:
+        """Read up to `budget` tokens of the prompts that came first."""
+        self.last_read = 0
+        reports: list[Report] = []
+        while self._reading and self.last_read < budget:
+            row = self._reading[0]
+            try:
+                self._read_chunk(row, budget - self.last_read)
+            except (ValueError, RuntimeError, TypeError, IndexError):
+                self._reading.popleft()
+                reports.append(Failed(row.request.id, GenerationFailed()))
+                continue
+            if not row.unread:
+                self._reading.popleft()
+                self._begin(row)
+        return reports
+
+    def _advance(self, row: Row, token: int) -> list[Report]:
         """What one more token means for an answer."""
         name = row.request.id
+        row.tokens.append(token)
         if token in self._ends:
-            yield Piece(name, row.writer.finish())
-            yield self._end(row, Finish.STOP, row.written - 1)
-            return
+            rest = Piece(name, row.writer.finish())
+            return [rest, self._end(row, Finish.STOP, row.written - 1)]
         text, stopped = row.writer.add(token)
-        full = row.written >= row.max_tokens
-        if full and not stopped:
-            text += row.writer.finish()
-        yield Piece(name, text)
-        if stopped or full:
-            yield self._end(row, Finish.STOP if stopped else Finish.LENGTH, row.written)
+        if stopped:
+            return [Piece(name, text), self._end(row, Finish.STOP, row.written)]
+        if row.written >= row.max_tokens:
+            rest = Piece(name, text + row.writer.finish())
+            return [rest, self._end(row, Finish.LENGTH, row.written)]
+        return [Piece(name, text)]
 
-    def _read(self, row: Row, chunk: int) -> list[Report]:
-        """Read the next chunk of a prompt; after the last one the answer begins."""
-        request = row.request
-        try:
-            if piece := row.unread[: self._boundary(row, chunk)]:
-                self.model(mx.array([piece]), cache=row.kv.caches)
-                mx.async_eval(row.kv.arrays)  # type: ignore[no-untyped-call]  # mlx's stub
-                row.read += piece
-                self.last_read = len(piece)
-            if len(row.read) == request.pinned and request.pinned:
-                self._pin(row)
-        except (ValueError, RuntimeError, TypeError, IndexError):
-            self._reading.popleft()
-            return [Failed(request.id, GenerationFailed())]
-        if not row.unread:
-            self._reading.popleft()
-            last = mx.array(request.tokens[-1:])
-            self._inputs = mx.concatenate([self._inputs, last]) if self._rows else last
-            self._rows.append(row)
-        return []
+    def _read_chunk(self, row: Row, most: int) -> None:
+        if chunk := row.unread[: self._boundary(row, most)]:
+            self.model(mx.array([chunk]), cache=row.kv.caches)
+            # With nobody writing nothing else waits for the device: do not let work pile up.
+            compute = mx.async_eval if self._rows else mx.eval
+            compute(row.kv.arrays)
+            row.read += len(chunk)
+            self.last_read += len(chunk)
+        if row.read == row.request.pinned and row.read:
+            self._pin(row)
 
-    def _boundary(self, row: Row, chunk: int) -> int:
-        """How far to read: a chunk, but not past the end of the persona's prefix."""
-        left = row.request.pinned - len(row.read)
-        return min(chunk, left) if left > 0 else chunk
+    def _begin(self, row: Row) -> None:
+        """The prompt is read: from the next step on the answer is written."""
+        last = mx.array(row.request.tokens[-1:])
+        self._inputs = mx.concatenate([self._inputs, last]) if self._rows else last
+        self._rows.append(row)
+
+    def _boundary(self, row: Row, most: int) -> int:
+        """How far to read, but not past the end of the persona's prefix."""
+        left = row.request.pinned - row.read
+        return min(most, left) if left > 0 else most
 
     def _pin(self, row: Row) -> None:
-        prefix = tuple(row.read)
+        prefix = tuple(row.tokens[: row.read])
         if not self._cache.is_pinned(self.digest, prefix):
             self._cache.pin(self.digest, prefix, row.kv.copy())
 
@@ -190,7 +215,8 @@ class View:
 
     def _end(self, row: Row, finish: Finish, written: int) -> Ended:
         if row.read:
-            entry = Entry(tuple(row.read), row.kv)
+            # Ahead, the cache may hold one token more than is known: it is cut off when used again.
+            entry = Entry(tuple(row.tokens[: row.read]), row.kv)
             self._cache.put(self.digest, row.request.conversation, entry)
         return Ended(row.request.id, finish, self.revision, max(0, written), row.cached)
 

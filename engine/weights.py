@@ -36,8 +36,7 @@ class WeightFile:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The folder's `config.json`. Raises ModelError where this is no model folder."""
-    if not folder.is_dir():
-        raise ModelError("error.model_missing", path=folder)
+    _check_folder(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as fault:
@@ -49,6 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def check(folder: Path) -> list[WeightFile]:
     """The folder's weight files, each whole. Raises ModelError naming the file that is not."""
+    _check_folder(folder)
     paths = sorted(folder.glob("model*.safetensors"))
     for name in _indexed(folder):
         if not (folder / name).is_file():
@@ -59,6 +59,11 @@ def check(folder: Path) -> list[WeightFile]:
             "error.model_pickle" if pickled else "error.model_not_a_model", path=folder
         )
     return [_read_header(path) for path in paths]
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ModelError("error.model_missing", path=folder)
 
 
 def _indexed(folder: Path) -> list[str]:

@@ -11,7 +11,6 @@ from pathlib import Path
 import structlog
 from filelock import FileLock, Timeout
 
-from bot.domain import Platform
 from bot.errors import ConfigError, StoreError
 from bot.health import Adapter, Health, State
 from bot.ports import Engine
@@ -54,6 +53,12 @@ def ensure_model(settings: Settings, say: Callable[[str], None]) -> tuple[str, P
     return source.name, models.install(source, settings.models, progress)
 
 
+def check_platforms(settings: Settings) -> None:
+    """Whether anything is switched on at all. Raises ConfigError."""
+    if not (settings.web.enabled or settings.telegram.token or settings.discord.token):
+        raise ConfigError("error.no_platform")
+
+
 def build_engine(settings: Settings, say: Callable[[str], None]) -> Engine:
     """The MLX engine for the chosen model, by this machine's compute plan."""
     name, folder = ensure_model(settings, say)
@@ -93,8 +98,6 @@ def platforms(
         from adapters.discord import DiscordAdapter
 
         chosen.append(DiscordAdapter(service, settings))
-    if not chosen:
-        raise ConfigError("error.no_platform")
     return chosen
 
 
@@ -158,9 +161,6 @@ async def _greet(
         return
     language = settings.conversation.language
     for name, health in supervisor.health().items():
-        detail = health.detail
-        if name == Platform.WEB and health.state is State.UP:
-            detail = detail or f"http://{settings.web.host}:{settings.web.port}"
         key = f"start.{name}.{health.state}"
         if key in catalogue():
-            say(text(key, language, detail=detail))
+            say(text(key, language, detail=health.detail))

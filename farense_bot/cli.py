@@ -43,8 +43,9 @@ def run(model: Model = None, home: Home = None) -> None:
     started = time.monotonic()
     try:
         with _session(home, model, log=None) as settings:
-            from farense_bot.app import build_engine, serve, state_folder
+            from farense_bot.app import build_engine, check_platforms, serve, state_folder
 
+            check_platforms(settings)
             with state_folder(settings):
                 engine = build_engine(settings, stderr.print)
                 asyncio.run(serve(settings, engine, stderr.print))

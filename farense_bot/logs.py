@@ -13,7 +13,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from config.settings import Settings
 
 # Libraries that speak about every request; telegram's addresses hold the token besides.
-CHATTY = ("httpx", "httpcore", "telegram", "discord", "aiohttp.access", "aiosqlite")
+CHATTY = ("httpx", "httpcore", "telegram", "discord", "aiohttp.access", "aiosqlite", "markdown_it")
 
 
 class Redact:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import io
 import os
+import pty
 import queue
 import signal
-from collections.abc import AsyncIterator, Callable
+import sys
+import termios
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -235,3 +239,84 @@ async def test_ask_into_a_pipe_that_was_closed_ends_quietly(tmp_path, monkeypatc
         monkeypatch.setattr("sys.stdout", pipe)
         assert await ask(EchoEngine(), Settings(home=tmp_path), "Viva!") == BROKEN_PIPE
         monkeypatch.undo()
+
+
+# --- a real terminal -------------------------------------------------------------------------
+
+TALK = """
+import asyncio, sys
+from pathlib import Path
+from adapters.console import ConsoleAdapter
+from bot.service import ChatService
+from bot.store import Store
+from config.settings import Settings
+from engine.echo import EchoEngine
+
+async def main():
+    settings = Settings(home=Path(sys.argv[1]))
+    engine = EchoEngine(step=lambda: asyncio.sleep(0.01))
+    async with Store.open(settings.database) as store, engine:
+        service = ChatService(engine, store, settings)
+        adapter = ConsoleAdapter(service, settings)
+        service.attach(adapter)
+        async with service:
+            await adapter.run()
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def terminal_pair() -> Iterator[tuple[int, int]]:
+    ours, theirs = pty.openpty()
+    yield ours, theirs
+    os.close(ours)
+    os.close(theirs)
+
+
+async def test_a_chat_in_a_real_terminal(tmp_path, terminal_pair):
+    ours, theirs = terminal_pair
+    root = Path(__file__).parent.parent
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", TALK, tmp_path),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        cwd=root,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "24"},
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # Ctrl-C reaches it
+    )
+    seen, more = bytearray(), asyncio.Event()
+
+    def receive() -> None:
+        seen.extend(os.read(ours, 65536))
+        more.set()
+
+    async def shows(words: str) -> None:
+        async with asyncio.timeout(30):
+            while words.encode() not in seen:
+                more.clear()
+                await more.wait()
+        del seen[: seen.index(words.encode()) + len(words.encode())]
+
+    asyncio.get_running_loop().add_reader(ours, receive)
+    try:
+        await shows("> ")
+        os.write(ours, b"Viva **Faro**\n")
+        await shows("\x1b[1mFaro")
+        await shows("> ")
+        os.write(ours, b"golo " * 200 + b"fim\n")
+        await shows("fim\r\n")  # what was typed
+        await shows("golo golo golo")  # what is being answered
+        os.write(ours, b"\x03")
+        await shows("> ")
+        os.write(ours, b"\x04")
+        async with asyncio.timeout(30):
+            assert await process.wait() == 0
+    finally:
+        asyncio.get_running_loop().remove_reader(ours)
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert b"Traceback" not in seen

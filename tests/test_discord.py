@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from dataclasses import replace
 from typing import Any
-from unittest.mock import MagicMock
+from unittest.mock import AsyncMock, MagicMock
 
 import discord
 import pytest
 import simcord
 
 from adapters.discord import DiscordAdapter
+from adapters.discord_commands import _essence
 from adapters.discord_inbound import guild_language, language_of
 from bot.commands import COMMANDS
 from bot.domain import (
@@ -263,6 +265,13 @@ async def test_commands_are_registered_once_and_not_again(world, adapter):
     assert len(world.calls("PUT", "/commands")) == 2
 
 
+async def test_commands_compare_as_discord_gives_them_back(world, adapter):
+    [sent, *_] = world.calls("PUT", "/commands")[0]
+    back = sent | {"id": "1", "version": "2", "default_member_permissions": "32", "nsfw": False}
+    assert _essence([back]) == _essence([sent | {"default_member_permissions": 32}])
+    assert _essence([back]) != _essence([sent])
+
+
 @pytest.mark.parametrize(
     ("locale", "language"),
     [("pt-BR", Language.PT), ("en-GB", Language.EN), ("en-US", Language.EN), ("fr", Language.PT)],
@@ -298,6 +307,21 @@ async def test_a_vote_is_thanked_for_in_private_also_after_a_restart(
     assert (press.action, press.answer_id, press.via) == (Action.UP, AnswerId(7), "button")
     assert press.fan.id == str(world.ana.id)
     assert press.chat == desk.messages[0].chat
+
+
+async def test_a_slow_vote_keeps_discord_waiting_politely(adapter, monkeypatch):
+    monkeypatch.setattr("adapters.discord_client.PROMPT", 0)
+    deferred = asyncio.Event()
+
+    async def vote() -> str:
+        await deferred.wait()
+        return "Obrigado!"
+
+    interaction = AsyncMock()
+    interaction.response.defer.side_effect = lambda **_: deferred.set()
+    await adapter.connection()._toast(interaction, vote())
+    interaction.response.defer.assert_awaited_once_with(ephemeral=True, thinking=True)
+    interaction.edit_original_response.assert_awaited_once_with(content="Obrigado!")
 
 
 async def test_the_newest_buttons_are_the_ones_that_work(world, desk, adapter):

@@ -21,6 +21,7 @@ from engine.pacer import LEAST, PATIENCE, Pacer
 WORDS = 300
 CONTEXT = 512
 END = WORDS - 1
+GREEDY = Sampling(temperature=0, max_tokens=8)
 
 
 class Tokenizer:
@@ -177,14 +178,14 @@ async def test_a_wedged_step_is_noticed_and_told_to_everybody(clock):
         stream = engine.generate(request(max_tokens=100))
         await anext(stream)
         view = engine._runner._views[-1]
-        write = view._write
+        write = view.write
 
         def wedge():
             entered.set()
             go.wait()
             return write()
 
-        view._write = wedge
+        view.write = wedge
         waiting = asyncio.create_task(ask(engine, request("r2")))
         await asyncio.to_thread(entered.wait)
         clock.now += 59
@@ -207,16 +208,16 @@ async def test_one_fault_costs_the_running_answers_and_many_the_engine(engine):
     from engine.runner import FAULTS_LIMIT
 
     view = engine._runner._views[-1]
-    write = view._write
+    write = view.write
 
     def fault():
         raise RuntimeError("out of memory")
 
     for attempt in range(FAULTS_LIMIT):
-        view._write = fault
+        view.write = fault
         with pytest.raises((GenerationFailed, EngineDead)):
             await ask(engine, request(f"bad{attempt}"))
-        view._write = write
+        view.write = write
         if attempt == 0:
             assert len(text_of(await ask(engine, request("good")))) == 8
 
@@ -227,7 +228,7 @@ async def test_faults_in_a_row_end_the_engine(engine):
     def fault(_chunk):
         raise RuntimeError("out of memory")
 
-    view.step = fault
+    view.read = fault
     for attempt in range(3):
         with pytest.raises((GenerationFailed, EngineDead)):
             await ask(engine, request(f"bad{attempt}"))
@@ -307,6 +308,28 @@ async def test_models_that_cannot_share_a_step_take_turns(engine):
     view._batched = False
     in_turn = await asyncio.gather(*(ask(engine, request(f"b{i}", (i, 9))) for i in range(1, 4)))
     assert list(map(text_of, together)) == list(map(text_of, in_turn))
+
+
+async def test_computing_ahead_changes_no_answer(engine):
+    """As on a GPU, where the next step is computed while the last one's tokens are passed on."""
+
+    async def talk(name):
+        lengths = {"a": 9, "b": 1, "c": 30, "d": 17}
+        wanted = [
+            request(f"{name}{who}", (9, ord(who) % 7), max_tokens=length, repetition_penalty=1.2)
+            for who, length in lengths.items()
+        ]
+        first = await asyncio.gather(*(ask(engine, one) for one in wanted))
+        more = Request("more", "fan", wanted[0].conversation, (9, ord("a") % 7, 5, 6), 0, GREEDY)
+        async with aclosing(engine.generate(request(f"{name}x", max_tokens=100))) as left_early:
+            await anext(left_early)
+            return [*map(text_of, first), text_of(await ask(engine, more))]
+
+    view = engine._runner._views[-1]
+    assert not view.ahead
+    behind = await talk("behind")
+    view.ahead = True
+    assert await talk("ahead") == behind
 
 
 async def test_drawn_answers_follow_their_seed(engine):

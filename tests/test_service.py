@@ -21,17 +21,29 @@ from tests.fakes import Board, a_group, a_message
 
 
 class Gate:
-    """Steps of the echo engine that happen only while the gate is open."""
+    """Steps of the echo engine that happen only as far as they are allowed."""
 
     def __init__(self) -> None:
-        self._open = asyncio.Event()
-        self.open = self._open.set
-        self.shut = self._open.clear
-        self.open()
+        self._allowed = asyncio.Condition()
+        self._left: float = float("inf")
+
+    async def allow(self, steps: float) -> None:
+        """Let so many more steps happen, and no more."""
+        async with self._allowed:
+            self._left = steps
+            self._allowed.notify_all()
+
+    async def shut(self) -> None:
+        await self.allow(0)
+
+    async def open(self) -> None:
+        await self.allow(float("inf"))
 
     async def __call__(self) -> None:
         await asyncio.sleep(0)
-        await self._open.wait()
+        async with self._allowed:
+            await self._allowed.wait_for(lambda: self._left > 0)
+            self._left -= 1
 
 
 class World:
@@ -120,10 +132,10 @@ async def test_the_conversation_goes_on_and_novo_begins_another(world):
 
 
 async def test_two_messages_in_one_chat_are_answered_in_order(world):
-    world.gate.shut()
+    await world.gate.shut()
     for said in ("um", "dois", "três"):
         await world.service.receive(a_message(said))
-    world.gate.open()
+    await world.gate.open()
     answers = await world.board.answers(3)
     assert [next(w for w in ("um", "dois", "três") if w in post.text) for post in answers] == [
         "um",
@@ -133,10 +145,10 @@ async def test_two_messages_in_one_chat_are_answered_in_order(world):
 
 
 async def test_chats_do_not_wait_for_each_other(world):
-    world.gate.shut()
+    await world.gate.shut()
     await world.service.receive(a_message("devagar", fan="1"))
     await world.service.receive(a_message("depressa", fan="2"))
-    world.gate.open()
+    await world.gate.open()
     assert len(await world.board.answers(2)) == 2
 
 
@@ -221,9 +233,9 @@ async def test_another_answer_is_a_new_message_to_the_same_question(world):
 
 
 async def test_stop_ends_the_answer_and_keeps_what_was_written(world):
+    await world.gate.allow(10)
     await world.service.receive(a_message("palavra " * 200))
     await world.board.until(lambda board: any("palavra" in p.text for p in board.messages.values()))
-    world.gate.shut()
     running = next(p for p in world.board.messages.values() if p.buttons)
     assert running.buttons.actions == (Action.STOP,)
     assert await world.service.press(world.press(Action.STOP, running)) == text("reply.stopped")
@@ -237,11 +249,11 @@ async def test_stop_ends_the_answer_and_keeps_what_was_written(world):
 
 
 async def test_parar_stops_what_runs_and_what_waits_in_this_chat_only(world):
-    world.gate.shut()
+    await world.gate.shut()
     for fan in ("1", "1", "2"):
         await world.service.receive(a_message("palavra " * 50, fan=fan))
     assert text("reply.stopped") == await world.say(command="parar", fan="1")
-    world.gate.open()
+    await world.gate.open()
     (post,) = await world.board.answers(1)
     assert (await world.store.answer(post.buttons.answer_id)).fan_key == "web:2"
 
@@ -264,7 +276,7 @@ async def test_a_thread_has_one_running_conversation(world):
     await world.ask("um", chat=thread)
     post = await world.ask("dois", chat=thread, fan="2")
     answer = await world.store.answer(post.buttons.answer_id)
-    assert [t.text for t in await world.store.history(answer.question_id)][0] == "um"
+    assert (await world.store.history(answer.question_id))[0].text == "um"
 
 
 async def test_in_a_group_only_the_asker_or_an_admin_stops_or_repeats(tmp_path, monkeypatch):
@@ -299,11 +311,11 @@ async def test_help_lists_the_commands_in_the_fans_language(world):
 
 async def test_a_fan_with_too_much_waiting_is_told_so(tmp_path):
     async with a_world(tmp_path, queue_per_fan=2) as world:
-        world.gate.shut()
+        await world.gate.shut()
         for said in ("um", "dois"):
             await world.service.receive(a_message(said))
         assert await world.say("três") == text("refusal.pending", n=2)
-        world.gate.open()
+        await world.gate.open()
         assert len(await world.board.answers(2)) == 2
 
 
@@ -327,9 +339,9 @@ async def test_an_interrupted_answer_says_so_and_comes_on_the_same_message_after
     import bot.service
 
     async with a_world(tmp_path) as world:
-        await world.service.receive(a_message("palavra " * 400))
+        await world.gate.allow(10)
+        await world.service.receive(a_message("palavra " * 150))
         await world.board.until(lambda b: any("palavra" in p.text for p in b.messages.values()))
-        world.gate.shut()
         bot.service.GRACE, grace = 0.05, bot.service.GRACE
         await world.service.close()
         bot.service.GRACE = grace

@@ -18,8 +18,8 @@ from adapters.web import WebAdapter
 from adapters.web.rooms import ITEMS, TABS, Item, Room, Tab, WebTransport
 from adapters.web.server import HEADERS
 from adapters.web.sessions import FREE_TRIES, Door
-from bot.answering import CARET
 from bot.domain import (
+    CARET,
     Action,
     AnswerId,
     AnswerState,
@@ -450,7 +450,7 @@ async def test_correcting_without_a_text_names_the_newest_answer(house, visitor)
     assert refused.json == {"error": text("refusal.no_answer_yet")}
     house.service.exchanges = [exchange(3, "Quem és?", "Um bot.")]
     async with house.visitor() as other:
-        assert (await other.say("/corrigir")).json == {"correct": 3}
+        assert (await other.say("/corrigir")).json == {"shown": False, "correct": 3}
         assert len(await other.items()) == 2  # the command itself is not shown
         answer = await other.post("/api/correct", {"answer_id": 3, "text": "Um leão."})
     assert answer.json == {"toast": "toast"}
@@ -571,7 +571,7 @@ async def test_closing_the_chat_ends_the_streams(house, visitor):
         stream = guest.stream()
         events = await stream.__aenter__()
         assert await anext(events) == ("sync", [])
-        other.adapter.close()
+        other.adapter.end_streams()
         with pytest.raises(StopAsyncIteration):
             await anext(events)
         await stream.__aexit__(None, None, None)

@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -309,12 +310,13 @@ async def test_another_answer_and_a_new_conversation(reader, house):
     house.pen.answer = "Sou um leão."
     await action(page, "ag").click()
     await expect(bubbles(page, "bot").last).to_have_text("Sou um leão.")
-    await page.locator("#new").click()
-    await expect(page.locator("article.fan")).to_have_count(0)
-    await expect(page.locator("#greeting")).to_be_visible()
-    await expect(bubbles(page, "bot")).to_have_text(text("reply.new"))
-    await page.reload()
-    await expect(page.locator("#greeting")).to_be_visible()
+    for start in (page.locator("#new").click, partial(say, page, "/novo")):
+        await start()
+        await expect(page.locator("article.fan")).to_have_count(0)
+        await expect(page.locator("#greeting")).to_be_visible()
+        await expect(bubbles(page, "bot")).to_have_text(text("reply.new"))
+        await page.reload()
+        await expect(page.locator("#greeting")).to_be_visible()
 
 
 async def test_a_reload_and_a_second_tab_show_the_same(reader, house):

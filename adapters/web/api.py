@@ -124,12 +124,12 @@ class ChatApi:
             newest = await self._service.newest_answer(browser.chat)
             if newest is None or room.of_answer(newest) is None:
                 raise Refusal("refusal.no_answer_yet")
-            return web.json_response({"correct": newest})
+            return web.json_response({"shown": False, "correct": newest})
         if name == "novo":
             await self._start_anew(browser, room)
             shown = ""
         await self._receive(browser, room, update, argument, command=name, shown=shown)
-        return web.json_response({})
+        return web.json_response({"shown": bool(shown)})
 
     async def _start_anew(self, browser: Browser, room: Room) -> None:
         for item in list(room.items.values()):

@@ -15,8 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adapters.web.markdown import render
-from bot.answering import CARET
-from bot.domain import Action, AnswerId, AnswerState, Buttons, Destination, Platform, Post
+from bot.domain import CARET, Action, AnswerId, AnswerState, Buttons, Destination, Platform, Post
 from bot.ports import Pace
 from bot.records import Exchange
 
@@ -217,8 +216,8 @@ class WebTransport:
         self._rooms.move_to_end(session)
         return self._rooms[session]
 
-    def close(self) -> None:
-        """End all streams."""
+    def end_streams(self) -> None:
+        """Let all pages go; they connect again by themselves."""
         for room in self._rooms.values():
             room.close()
 

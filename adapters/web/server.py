@@ -101,14 +101,17 @@ class WebAdapter(WebTransport):
         await runner.setup()
         try:
             await self._listen(runner)
-            self._health = Health(State.UP)
+            self._health = Health(State.UP, self._url)
             log.info("web chat is open", url=self._url)
             await self._service.resume(Platform.WEB)
             await asyncio.Event().wait()
         finally:
             self._health = Health(State.DOWN)
-            self.close()
+            self.end_streams()
             await runner.cleanup()
+
+    async def close(self) -> None:
+        """Nothing is left open: `run` closes what it opened."""
 
     async def _listen(self, runner: web.AppRunner) -> None:
         host, port = self._settings.host, self._settings.port

@@ -113,7 +113,7 @@ function show(item) {
 }
 
 function drop(id) {
-  rows.get(id).remove();
+  rows.get(id)?.remove();
   rows.delete(id);
 }
 
@@ -163,10 +163,8 @@ async function deliver(id, text) {
   try {
     const answer = await post("/api/message", { id, text });
     unsent.delete(id);
-    if (answer.correct) { // it was a command that opens a form, not a message
-      drop(id);
-      openFix(answer.correct);
-    }
+    if (answer.shown === false) drop(id); // a command that does something instead
+    if (answer.correct) openFix(answer.correct);
   } catch (error) {
     row.classList.add("failed");
     row.title = texts.failed;

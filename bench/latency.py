@@ -1,0 +1,152 @@
+"""Waiting: for the second turn of a conversation, and because of somebody else's long prompt."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bench.report import Figure, Target, figure, ratio
+from bench.streams import STEMS, Options, Ours, Stream, our_engine, questions
+from bot.domain import Request, Role, Turn
+from config.settings import EngineSettings
+
+SECOND = "Second turn of a conversation of 1,000 tokens"
+STALL = "A prompt of 4,000 tokens while 7 answers are written"
+TALK, LONG, RUNNING = 1000, 4000, 7
+CALM = 30  # pieces of each stream before the long prompt arrives
+CLOSING = 10  # tokens: cuts off the end of the turn, and somewhat more
+ENDLESS = 640  # tokens: longer than the long prompt takes to be read
+
+
+async def second_turn(options: Options) -> list[Figure]:
+    """The same prompt as the second turn of its conversation, and with nothing known of it."""
+    pairs: list[tuple[float, float]] = []
+    notes: list[str] = []
+    async with our_engine(options.model, EngineSettings()) as ours:
+        for number in range(2 if options.quick else 7):
+            talk = _talk(ours, number)
+            key = f"talk-{number}"
+            answer = await ours.read(ours.request(talk, 24, conversation=key))
+            more = Turn(Role.USER, "Tell me more about that.")
+            again = [*talk, Turn(Role.ASSISTANT, answer.text), more]
+            warm = ours.request(again, 4, conversation=key)
+            cold = ours.request(again, 4)
+            taken = {}
+            for request in (warm, cold) if number % 2 else (cold, warm):
+                taken[request.id] = await ours.read(request)
+            pairs.append((taken[warm.id].first, taken[cold.id].first))
+            known, all_known = taken[warm.id].cached_tokens, taken[cold.id].cached_tokens
+            notes.append(f"{known} of {len(warm.tokens)}")
+            if all_known:
+                raise RuntimeError("the prompt that should be unknown was known")
+    return [
+        figure(SECOND, "first token, second turn", "s", [warm for warm, _ in pairs]),
+        figure(SECOND, "first token, nothing known", "s", [cold for _, cold in pairs]),
+        ratio(
+            SECOND,
+            "second turn / nothing known",
+            pairs,
+            target=Target("≤", 0.2),
+            note=f"known: {notes[-1]}",
+        ),
+    ]
+
+
+async def long_prompt(options: Options) -> list[Figure]:
+    """The longest gap in any running answer, in its own normal steps."""
+    worst: list[float] = []
+    normal: list[float] = []
+    reading: list[float] = []
+    settings = EngineSettings(cache_mb=2048)  # room for all eight at once
+    async with our_engine(options.model, settings) as ours:
+        for _ in range(1 if options.quick else 3):
+            streams, arrived, long = await _disturb(ours)
+            until = long.times[0]
+            reading.append(until - arrived)
+            ratios = [_longest(stream, arrived, until) for stream in streams]
+            worst.append(max(ratios))
+            normal.append(statistics.median(_normal(one, arrived) for one in streams))
+    return [
+        figure(STALL, "a normal step", "s", normal),
+        figure(STALL, "first token of the long prompt", "s", reading),
+        figure(
+            STALL, "longest wait of any stream / its normal step", "×", worst, target=Target("≤", 4)
+        ),
+    ]
+
+
+async def _disturb(ours: Ours) -> tuple[list[Stream], float, Stream]:
+    """Seven answers at work, then a long prompt; ends when that one's answer has begun."""
+    streams = [Stream(time.monotonic()) for _ in range(RUNNING)]
+    requests = [_endless(ours, turns) for turns in questions(RUNNING)]
+    async with asyncio.TaskGroup() as group:
+        tasks = [
+            group.create_task(ours.read(request, stream))
+            for request, stream in zip(requests, streams, strict=True)
+        ]
+        while any(len(stream.times) < CALM for stream in streams):
+            await asyncio.sleep(0.05)
+            if any(task.done() for task in tasks):
+                raise RuntimeError("an answer ended before the long prompt arrived")
+        arrived = time.monotonic()
+        long = await ours.read(ours.request(_long(ours, LONG), 4))
+        if any(task.done() for task in tasks):
+            raise RuntimeError("an answer ended before the long prompt was read")
+        for task in tasks:
+            task.cancel()
+    return streams, arrived, long
+
+
+def _endless(ours: Ours, turns: list[Turn]) -> Request:
+    """An answer in the middle of a refrain, which a small greedy model never leaves."""
+    request = ours.request([*turns, Turn(Role.ASSISTANT, "The lion sings again. " * 12)], ENDLESS)
+    return replace(request, tokens=request.tokens[:-CLOSING])
+
+
+def _longest(stream: Stream, since: float, until: float) -> float:
+    """The longest gap that ends while the long prompt is read, in normal steps."""
+    gaps = zip(stream.gaps, stream.times[1:], strict=True)
+    during = [gap for gap, end in gaps if since < end <= until + gap]
+    return max(during) / _normal(stream, since)
+
+
+def _normal(stream: Stream, before: float) -> float:
+    """The usual gap before the long prompt, without the first pieces, when others still start."""
+    gaps = zip(stream.gaps, stream.times[1:], strict=True)
+    calm = [gap for gap, end in gaps if end < before]
+    return statistics.median(calm[CALM // 3 :])
+
+
+def _talk(ours: Ours, number: int) -> list[Turn]:
+    """The beginning of a conversation, as many exchanges as fit into 1,000 tokens."""
+    turns = next(iter(questions(1)))
+    for stem in itertools.cycle(STEMS):
+        longer = [
+            *turns,
+            Turn(Role.ASSISTANT, f"That is a good question, number {number}. " * 5),
+            Turn(Role.USER, stem),
+        ]
+        if len(ours.engine.encode(longer)) > TALK:
+            return turns
+        turns = longer
+    raise AssertionError("a cycle never ends")
+
+
+def _long(ours: Ours, tokens: int) -> list[Turn]:
+    """One message that makes a prompt of this many tokens, or a few less."""
+    persona, question = next(iter(questions(1)))
+    words = (f"{question.text} The lion walked along the river and met a friend. " * 400).split()
+
+    def prompt(count: int) -> Sequence[Turn]:
+        return [persona, Turn(Role.USER, " ".join(words[:count]))]
+
+    low, high = 1, len(words)
+    while high - low > 1:
+        middle = (low + high) // 2
+        fits = len(ours.engine.encode(prompt(middle))) <= tokens
+        low, high = (middle, high) if fits else (low, middle)
+    return list(prompt(low))
