@@ -17,7 +17,7 @@ from config.settings import EngineSettings
 SECOND = "Second turn of a conversation of 1,000 tokens"
 STALL = "A prompt of 4,000 tokens while 7 answers are written"
 TALK, LONG, RUNNING = 1000, 4000, 7
-CALM = 30  # pieces of each stream before the long prompt arrives
+CALM = 24  # pieces of each stream, at least, before the long prompt arrives
 CLOSING = 10  # tokens: cuts off the end of the turn, and somewhat more
 ENDLESS = 640  # tokens: longer than the long prompt takes to be read
 
@@ -57,25 +57,20 @@ async def second_turn(options: Options) -> list[Figure]:
 
 
 async def long_prompt(options: Options) -> list[Figure]:
-    """The longest gap in any running answer, in its own normal steps."""
-    worst: list[float] = []
-    normal: list[float] = []
+    """The longest gap in any running answer, in normal steps."""
+    waits: list[tuple[float, float]] = []
     reading: list[float] = []
     settings = EngineSettings(cache_mb=2048)  # room for all eight at once
     async with our_engine(options.model, settings) as ours:
         for _ in range(1 if options.quick else 3):
             streams, arrived, long = await _disturb(ours)
-            until = long.times[0]
-            reading.append(until - arrived)
-            ratios = [_longest(stream, arrived, until) for stream in streams]
-            worst.append(max(ratios))
-            normal.append(statistics.median(_normal(one, arrived) for one in streams))
+            usual, longest = _waits(streams, arrived, long.times[0])
+            waits.append((longest, usual))
+            reading.append(long.first)
     return [
-        figure(STALL, "a normal step", "s", normal),
+        figure(STALL, "a normal step", "s", [usual for _, usual in waits]),
         figure(STALL, "first token of the long prompt", "s", reading),
-        figure(
-            STALL, "longest wait of any stream / its normal step", "×", worst, target=Target("≤", 4)
-        ),
+        ratio(STALL, "longest wait of any stream / a normal step", waits, target=Target("≤", 4)),
     ]
 
 
@@ -83,6 +78,7 @@ async def _disturb(ours: Ours) -> tuple[list[Stream], float, Stream]:
     """Seven answers at work, then a long prompt; ends when that one's answer has begun."""
     streams = [Stream(time.monotonic()) for _ in range(RUNNING)]
     requests = [_endless(ours, turns) for turns in questions(RUNNING)]
+    late = ours.request(_long(ours, LONG), 4)
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(ours.read(request, stream))
@@ -93,7 +89,7 @@ async def _disturb(ours: Ours) -> tuple[list[Stream], float, Stream]:
             if any(task.done() for task in tasks):
                 raise RuntimeError("an answer ended before the long prompt arrived")
         arrived = time.monotonic()
-        long = await ours.read(ours.request(_long(ours, LONG), 4))
+        long = await ours.read(late)
         if any(task.done() for task in tasks):
             raise RuntimeError("an answer ended before the long prompt was read")
         for task in tasks:
@@ -107,18 +103,16 @@ def _endless(ours: Ours, turns: list[Turn]) -> Request:
     return replace(request, tokens=request.tokens[:-CLOSING])
 
 
-def _longest(stream: Stream, since: float, until: float) -> float:
-    """The longest gap that ends while the long prompt is read, in normal steps."""
-    gaps = zip(stream.gaps, stream.times[1:], strict=True)
-    during = [gap for gap, end in gaps if since < end <= until + gap]
-    return max(during) / _normal(stream, since)
+def _waits(streams: Sequence[Stream], arrived: float, until: float) -> tuple[float, float]:
+    """The usual gap before the long prompt came, and the longest one in any stream after it.
 
-
-def _normal(stream: Stream, before: float) -> float:
-    """The usual gap before the long prompt, without the first pieces, when others still start."""
-    gaps = zip(stream.gaps, stream.times[1:], strict=True)
-    calm = [gap for gap, end in gaps if end < before]
-    return statistics.median(calm[CALM // 3 :])
+    Usual is what all seven have while nobody's prompt is read. The gap in which the long prompt's
+    answer begins still counts.
+    """
+    calm = max(stream.times[0] for stream in streams)
+    gaps = [gap for stream in streams for gap in itertools.pairwise(stream.times)]
+    usual = statistics.median(end - begin for begin, end in gaps if calm < begin and end < arrived)
+    return usual, max(end - begin for begin, end in gaps if arrived < end and begin < until)
 
 
 def _talk(ours: Ours, number: int) -> list[Turn]:

@@ -76,7 +76,7 @@ async def server(name: str, module: Sequence[str], model: Path) -> AsyncIterator
     command = [sys.executable, "-m", *module, "--model", str(model), "--port", str(port)]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     async with AsyncExitStack() as stack:
-        log = stack.enter_context((SCRATCH / f"server-{name}.log").open("wb"))
+        log = stack.enter_context((SCRATCH / f"server-{module[0]}.log").open("wb"))
         process = await asyncio.create_subprocess_exec(
             *command, "--host", "127.0.0.1", stdout=log, stderr=log, env=environment
         )

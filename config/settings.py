@@ -64,7 +64,7 @@ class EngineSettings(Section):
     queue: int = Field(64, ge=1, description="Requests that may wait; more are refused.")
     queue_per_fan: int = Field(3, ge=1, description="Requests of one fan that may wait.")
     prefill_step: int = Field(128, ge=16, description="Prompt tokens read between two steps.")
-    cache_mb: int = Field(512, ge=0, description="Memory for KV caches of conversations.")
+    cache_mb: int = Field(1024, ge=0, description="Memory for KV caches of conversations.")
     request_timeout: float = Field(300, gt=0, description="Seconds until a request is given up.")
     step_timeout: float = Field(60, gt=0, description="Seconds until a step counts as wedged.")
 

@@ -134,7 +134,7 @@ async def engine(embedded_model, reference):
         compute(loaded, reference)
         return loaded
 
-    # The smallest chunk: prompts are read in many pieces, of a size that no clock decides.
+    # The smallest chunks: prompts are read in many pieces.
     settings = EngineSettings(prefill_step=16)
     async with MLXEngine(settings, embedded_model, plan.detect(), load=load) as running:
         yield running
