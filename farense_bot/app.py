@@ -19,6 +19,7 @@ from bot.store import Store
 from config.settings import Settings
 from config.texts import catalogue, text
 from engine.plan import detect, prepare
+from farense_bot.housekeeping import keep_house
 from farense_bot.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -78,7 +79,12 @@ async def chat_service(
         for adapter in built:
             service.attach(adapter.transport)
         async with service:
-            yield service, built
+            chores = asyncio.create_task(keep_house(store, settings.home))
+            try:
+                yield service, built
+            finally:
+                chores.cancel()
+                await asyncio.wait([chores])
 
 
 def platforms(
