@@ -26,16 +26,19 @@ from bot.domain import (
     Sampling,
     Usage,
 )
-from bot.errors import EngineDead, FarenseError, Refusal
+from bot.errors import DeliveryFailed, EngineDead, FarenseError, GenerationFailed, explain
 from bot.ports import Engine
-from bot.prompts import Persona, Prompt, build, with_quote
+from bot.prompts import Persona, Prompt, build
+from bot.records import Answer, Question
 from bot.store import Store
+from bot.text import with_quote
 from bot.work import Work
 from config.settings import Settings
 from config.texts import text
 
 log = structlog.get_logger(__name__)
 
+MOST_CRASHES = 3  # after which a question is given up: it may be what the bot dies of
 QUEUE_NOTICE = 1.0  # seconds of waiting after which a fan is shown the place in the queue
 
 
@@ -73,7 +76,7 @@ class Answering:
     async def answer(self, work: Work, question_id: QuestionId) -> None:
         """Answer a question; the same message again after a crash is answered once.
 
-        Raises EngineDead, and nothing else, when the fan could not be told the outcome.
+        Raises EngineDead or DeliveryFailed when the fan is still to be answered, later.
         """
         answer_id = work.answer_id = await self._store.start_answer(
             question_id,
@@ -84,57 +87,71 @@ class Answering:
         )
         stream = self._deliveries[work.message.chat.platform].open(work.to, answer_id)
         try:
-            await self._show(work, question_id, answer_id, stream)
+            await self._show(work, answer_id, stream)
         finally:
             await stream.abandon()
 
-    async def _show(
-        self, work: Work, question_id: QuestionId, answer_id: AnswerId, stream: Stream
-    ) -> None:
+    async def _show(self, work: Work, answer_id: AnswerId, stream: Stream) -> None:
         """Write the answer, or after a crash take the one that was written, and show it."""
-        earlier = await self._store.answer(answer_id)
-        if earlier is not None and earlier.state in {AnswerState.DONE, AnswerState.STOPPED}:
-            await stream.finish(earlier.text)
-            return
+        language = work.message.fan.language
+        answer = await self._store.answer(answer_id)
+        failure: FarenseError | None = None
+        if answer is not None and answer.state is AnswerState.RUNNING:
+            failure = await self._compose(work, answer, stream)
+            answer = await self._store.answer(answer_id)
+        if answer is None:
+            return  # erased meanwhile
+        work.in_queue = False
+        shown = explain(failure, language) if failure else as_shown(answer, language)
+        rated = answer.state in {AnswerState.DONE, AnswerState.STOPPED} and bool(answer.text)
+        if not await stream.finish(shown, buttons=rated) and not stream.gone.is_set():
+            raise DeliveryFailed
+
+    async def _compose(self, work: Work, answer: Answer, stream: Stream) -> FarenseError | None:
+        """Have the answer written, and store how it ended before it is shown; returns a failure."""
         draft = Draft()
         try:
             async with work.stoppable():
-                await self._write(work, question_id, answer_id, stream, draft)
+                await self._write(work, answer, stream, draft)
+            await self._keep(work, answer.id, draft)
         except EngineDead:
-            await self._close(work, answer_id, stream, draft, AnswerState.INTERRUPTED)
+            # It stays a running answer in the store: the next start writes it.
+            words = draft.text.strip(), text("answer.interrupted", work.message.fan.language)
+            await stream.finish("\n\n".join(filter(None, words)), buttons=False)
             raise
         except FarenseError as error:
-            await self._fail(work, answer_id, stream, error)
+            failure = error
         except Exception:
-            log.exception("answer broke", id=answer_id)  # a fault of ours stays in this chat
-            await self._fail(work, answer_id, stream, FarenseError())
+            log.exception("answer broke", id=answer.id)  # a fault of ours stays in this chat
+            failure = FarenseError()
         else:
-            state = work.reason or (AnswerState.DONE if draft.finish else AnswerState.STOPPED)
-            await self._close(work, answer_id, stream, draft, state)
+            return None
+        log.warning("answer failed", id=answer.id, error=str(failure))
+        await self._store.finish_answer(
+            answer.id, text="", state=AnswerState.FAILED, usage=None, error=failure.key
+        )
+        return failure
 
-    async def _write(
-        self,
-        work: Work,
-        question_id: QuestionId,
-        answer_id: AnswerId,
-        stream: Stream,
-        draft: Draft,
-    ) -> None:
+    async def _write(self, work: Work, answer: Answer, stream: Stream, draft: Draft) -> None:
         """Run the engine and keep `draft` up to date; ends early when the chat is gone."""
-        question = await self._store.question(question_id)
-        prompt = await self._prompt(work, question_id, question.text)
+        if answer.crashes >= MOST_CRASHES:
+            raise GenerationFailed
+        question = await self._store.question(answer.question_id)
+        prompt = await self._prompt(question)
         sampling = self._sampling(work)
         await self._store.save_prompt(
-            answer_id,
+            answer.id,
             {
                 "tokens": len(prompt.tokens),
                 "dropped_turns": prompt.dropped,
                 "seed": sampling.seed,
                 "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "repetition_penalty": sampling.repetition_penalty,
             },
         )
         request = Request(
-            id=f"answer-{answer_id}",
+            id=f"answer-{answer.id}",
             fan=work.message.fan.key,
             conversation=str(question.conversation_id),
             tokens=prompt.tokens,
@@ -158,12 +175,12 @@ class Answering:
                     break
         waiting.over()
 
-    async def _prompt(self, work: Work, question_id: QuestionId, question: str) -> Prompt:
+    async def _prompt(self, question: Question) -> Prompt:
         status = self._engine.status
         context = min(self._settings.engine.context, status.context)
         reserve = min(self._settings.engine.max_tokens, context // 4)
-        history = await self._store.history(question_id)
-        asked = with_quote(question, work.message.quoted)
+        history = await self._store.history(question.id)
+        asked = with_quote(question.text, question.quoted)
         async with self._encoding:  # tokenizers are not promised to be safe in many threads
             if not self._pinned:
                 pinned = await asyncio.to_thread(self._engine.encode, [self._persona.turn])
@@ -184,35 +201,27 @@ class Answering:
             seed=secrets.randbits(32),
         )
 
-    async def _close(
-        self, work: Work, answer_id: AnswerId, stream: Stream, draft: Draft, state: AnswerState
-    ) -> None:
-        """Store how the answer ended, then show it: after a crash it is shown from the store."""
-        language = work.message.fan.language
+    async def _keep(self, work: Work, answer_id: AnswerId, draft: Draft) -> None:
+        state = work.reason or (AnswerState.DONE if draft.finish else AnswerState.STOPPED)
         body = draft.text.strip()
         if state is AnswerState.DONE and not body:
-            await self._fail(work, answer_id, stream, Refusal("error.no_words"))
-            return
-        await self._store.finish_answer(answer_id, text=body, state=state, usage=draft.usage)
-        log.info("answer", id=answer_id, state=state.value, **_figures(draft))
-        if state is AnswerState.INTERRUPTED:
-            shown = f"{body}\n\n" if body else ""
-            await stream.finish(shown + text("answer.interrupted", language), buttons=False)
-        elif body:
-            suffix = "\n\n" + text("answer.long", language) if draft.finish is Finish.LENGTH else ""
-            await stream.finish(body + suffix)
-        else:
-            await stream.finish(text("answer.stopped", language), buttons=False)
-
-    async def _fail(
-        self, work: Work, answer_id: AnswerId, stream: Stream, error: FarenseError
-    ) -> None:
-        log.warning("answer failed", id=answer_id, error=str(error))
+            raise GenerationFailed("error.no_words")
         await self._store.finish_answer(
-            answer_id, text="", state=AnswerState.FAILED, usage=None, error=error.key
+            answer_id, text=body, state=state, usage=draft.usage, finish=draft.finish
         )
-        sentence = text(error.key, work.message.fan.language, **error.values)
-        await stream.finish(sentence, buttons=False)
+        log.info("answer", id=answer_id, state=state.value, **_figures(draft))
+
+
+def as_shown(answer: Answer, language: str) -> str:
+    """The text of an ended answer as it stands in the chat, with how it ended."""
+    note = ""
+    if answer.state is AnswerState.INTERRUPTED:
+        note = text("answer.interrupted", language)
+    elif answer.state is AnswerState.STOPPED and not answer.text:
+        note = text("answer.stopped", language)
+    elif answer.finish is Finish.LENGTH:
+        note = text("answer.long", language)
+    return "\n\n".join(filter(None, (answer.text, note)))
 
 
 def _figures(draft: Draft) -> dict[str, object]:

@@ -29,10 +29,12 @@ _log = structlog.get_logger(__name__)
 class Limits:
     """How long we try. `tries` is for calls that fail; waits that the platform asks for are free.
 
+    Waits between tries grow to a minute: 500 of them outlast a night without a network.
+
     `call` cuts a hanging call, `drain` is how long an exit waits for finals, both in seconds.
     """
 
-    tries: int = 10
+    tries: int = 500
     call: float = 30.0
     drain: float = 1.5
 

@@ -10,12 +10,13 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from bot.answering import Answering
-from bot.domain import AnswerId, Chat, Fan, Message
+from bot.domain import AnswerId, AnswerState, Chat, Fan, Message
 from bot.errors import Refusal
 from bot.records import Answer
 from bot.store import Store
 from bot.work import Bench, Work
 from config.settings import Settings
+from config.texts import text
 
 
 class Conversations:
@@ -31,11 +32,14 @@ class Conversations:
         engine = settings.engine
         self.bench = Bench(engine.queue + engine.concurrency, engine.queue_per_fan)
 
-    async def ask(self, work: Work) -> None:
-        """Answer a question; the one before it in the same conversation goes first."""
+    async def ask(self, work: Work) -> str | None:
+        """Answer a question; the one before it in the same conversation goes first.
+
+        Returns what to say where nothing was answered: it was stopped before its turn.
+        """
         message = work.message
         self._check(message)
-        self.bench.check_room(work)
+        self.bench.enqueue(work)
         key = message.chat.key
         if _is_chained(message.chat):
             parent = await self.replied_to(message)
@@ -49,19 +53,21 @@ class Conversations:
                         conversation, follows, message, message.text
                     )
                 await self._answering.answer(work, question)
+        return self._unanswered(work)
 
-    async def again(self, work: Work) -> None:
+    async def again(self, work: Work) -> str | None:
         """Answer a question once more: of the answer named, replied to, or the newest."""
         message = work.message
         answer = await self.target(message)
         if not self.may_change(message.fan, message.chat, answer.fan_key):
             raise Refusal("refusal.not_yours")
-        self.bench.check_room(work)
+        self.bench.enqueue(work)
         chained = _is_chained(message.chat)
         key = f"conversation:{answer.conversation_id}" if chained else message.chat.key
         async with self.bench.turn(work, key) as its_turn:
             if its_turn:
                 await self._answering.answer(work, answer.question_id)
+        return self._unanswered(work)
 
     async def new(self, chat: Chat) -> None:
         """Begin a new conversation in a chat."""
@@ -73,7 +79,8 @@ class Conversations:
         if message.command == "outra" and message.text.isdecimal():
             answer = await self._store.answer(AnswerId(int(message.text)))
         answer = answer or await self.replied_to(message)
-        answer = answer or await self._store.last_answer(message.chat)
+        asked_by = message.fan.key if _is_chained(message.chat) else None
+        answer = answer or await self._store.last_answer(message.chat, asked_by)
         if answer is None or not message.chat.holds(answer.chat_key):
             raise Refusal("refusal.no_answer_yet")
         return answer
@@ -88,6 +95,11 @@ class Conversations:
     def may_change(self, fan: Fan, chat: Chat, asker: str) -> bool:
         """Whether a fan may stop or repeat an answer: the asker's, and an admin's, to decide."""
         return not chat.is_shared or fan.key == asker or self._settings.is_admin(fan.key)
+
+    def _unanswered(self, work: Work) -> str | None:
+        if work.answer_id is None and work.reason is AnswerState.STOPPED:
+            return text("answer.stopped", work.message.fan.language)
+        return None
 
     def _check(self, message: Message) -> None:
         most = self._settings.conversation.max_chars

@@ -8,15 +8,15 @@ a crash is finished on the messages that it began. Knows no platform.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import structlog
 
 from bot.arbiter import Arbiter, Job, Limits
 from bot.domain import AnswerId, Buttons, Chat, Destination, Post
-from bot.errors import DeliveryUnknown, FarenseError, MessageGone, NotModified
+from bot.errors import DeliveryFailed, DeliveryUnknown, FarenseError, MessageGone, NotModified
 from bot.ports import Transport
 
 _SURPLUS = Post("…")  # what is left of a message when the final needs fewer than were shown
@@ -56,15 +56,17 @@ class Delivery:
         self._transport, self._ledger = transport, ledger
         self._limits = limits or Limits()
         self._chats: dict[str, tuple[Arbiter, asyncio.Task[None]]] = {}
-        self._tasks = asyncio.TaskGroup()
-        self._open = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._open = True
 
     async def __aenter__(self) -> Self:
-        await self._tasks.__aenter__()
-        self._open = True
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Show finals and notices for a little longer, then give up what is left."""
         self._open = False
         for arbiter, _ in self._chats.values():
             arbiter.hasten_end()
@@ -73,9 +75,9 @@ class Delivery:
             if tasks:
                 await asyncio.wait(tasks, timeout=self._limits.drain)
         finally:
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await self._tasks.__aexit__(None, None, None)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def open(self, to: Destination, answer_id: AnswerId) -> Stream:
         """Begin to show an answer; shows the typing sign until there is text."""
@@ -85,21 +87,32 @@ class Delivery:
         return stream
 
     async def post(self, to: Destination, post: Post) -> str | None:
-        """Show a notice, split where it is long; the id of its last message, None if unknown."""
+        """Show a notice, split where it is long; the id of its last message, None if unknown.
+
+        Raises DeliveryFailed when it was given up although the chat is still there.
+        """
         return await _Notice(self._arbiter(to.chat), to, post).delivered()
 
     def _arbiter(self, chat: Chat) -> Arbiter:
         if not self._open:
-            raise RuntimeError("not inside `async with delivery`")
+            raise RuntimeError("delivery is closed")
         if known := self._chats.get(chat.key):
             return known[0]
-        arbiter = Arbiter(self._transport, chat, self._limits, self._tasks.create_task)
-        self._chats[chat.key] = arbiter, self._tasks.create_task(self._run(arbiter))
+        arbiter = Arbiter(self._transport, chat, self._limits, self._spawn)
+        self._chats[chat.key] = arbiter, self._spawn(self._run(arbiter))
         return arbiter
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _run(self, arbiter: Arbiter) -> None:
         try:
             await arbiter.run()
+        except Exception:  # noqa: BLE001 (the chat's next message gets a new arbiter)
+            _log.exception("delivery.arbiter_broke", chat=arbiter.chat.key)
         finally:
             del self._chats[arbiter.chat.key]
             arbiter.close()
@@ -118,17 +131,21 @@ class _Notice(Job):
         ]
         self._posts = [*first, replace(post, text=texts[-1], nonce=nonces[-1])]
         self._message_id: str | None = None
+        self._gone = False
 
     async def delivered(self) -> str | None:
         """Wait for the end; the id of the last message."""
         self._arbiter.hurry(self)
-        return self._message_id if await asyncio.shield(self._result) else None
+        if not await asyncio.shield(self._result) and not self._gone:
+            raise DeliveryFailed
+        return self._message_id
 
     async def _advance(self) -> None:
         post = self._posts[0]
         try:
             self._message_id = await self._arbiter.call(self._transport.send(self.to, post))
         except MessageGone as error:
+            self._gone, self._message_id = True, None
             self._give_up(error)
             return
         except DeliveryUnknown:

@@ -13,6 +13,7 @@ from bot.domain import (
     AnswerState,
     Chat,
     Fan,
+    Finish,
     Message,
     QuestionId,
     Role,
@@ -22,6 +23,7 @@ from bot.domain import (
 )
 from bot.errors import StoreError
 from bot.records import Answer, Exchange, Question
+from bot.text import with_quote
 
 _DEEPEST = 500  # exchanges that a history goes back at most; no context holds more
 
@@ -35,6 +37,9 @@ _LAST_ANSWER = f"""{_ANSWER}
 WHERE conversation_id = (SELECT max(id) FROM conversations WHERE chat_key = ?)
 ORDER BY answers.id DESC LIMIT 1
 """  # noqa: S608 # made of our own text only
+_LAST_ANSWER_TO = f"""{_ANSWER}
+WHERE chat_key = ? AND questions.fan_key = ? ORDER BY answers.id DESC LIMIT 1
+"""  # made of our own text only
 _HISTORY = """
 WITH RECURSIVE chain (depth, answer_id) AS (
   SELECT 1, parent_id FROM questions WHERE id = ?
@@ -44,7 +49,7 @@ WITH RECURSIVE chain (depth, answer_id) AS (
   JOIN questions ON questions.id = answers.question_id
   WHERE depth < ?
 )
-SELECT questions.text AS question, answers.text AS answer FROM chain
+SELECT questions.text AS question, quoted, answers.text AS answer FROM chain
 JOIN answers ON answers.id = chain.answer_id
 JOIN questions ON questions.id = answers.question_id
 WHERE answers.text <> '' ORDER BY depth DESC
@@ -101,8 +106,9 @@ def _to_answer(row: sqlite3.Row) -> Answer:
     same = ("id", "question_id", "conversation_id", "chat_key", "fan_key", "text", "attempt")
     usage = [field.name for field in dataclasses.fields(Usage)]
     return Answer(
-        **{name: row[name] for name in (*same, "persona", "model", "error")},
+        **{name: row[name] for name in (*same, "persona", "model", "crashes", "error")},
         state=AnswerState(row["state"]),
+        finish=Finish(row["finish"]) if row["finish"] else None,
         revision=row["revision"] or "",
         created_at=to_time(row["created_at"]),
         usage=None if row["total"] is None else Usage(**{name: row[name] for name in usage}),
@@ -165,9 +171,10 @@ class Dialogue(Database):
             row_id = insert(
                 db,
                 "INSERT INTO questions (conversation_id, parent_id, fan_key, platform, update_id,"
-                " message_id, source, text, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " message_id, source, text, quoted, created_at)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 *(conversation_id, parent, message.fan.key, platform, message.update_id),
-                *(message.message_id, message.source, text, now),
+                *(message.message_id, message.source, text, message.quoted, now),
             )
             return QuestionId(row_id)
 
@@ -196,6 +203,7 @@ class Dialogue(Database):
             **{name: row[name] for name in ("id", "conversation_id", "chat_key", "fan_key")},
             parent=row["parent_id"],
             text=row["text"],
+            quoted=row["quoted"],
             source=Source(row["source"]),
             message_id=row["message_id"],
             created_at=to_time(row["created_at"]),
@@ -204,9 +212,12 @@ class Dialogue(Database):
     async def history(self, question_id: QuestionId) -> list[Turn]:
         """The turns before a question, oldest first; those that were never answered left out."""
         return [
-            Turn(role, row[column])
+            Turn(role, said)
             for row in await self._read(_HISTORY, question_id, _DEEPEST)
-            for role, column in ((Role.USER, "question"), (Role.ASSISTANT, "answer"))
+            for role, said in (
+                (Role.USER, with_quote(row["question"], row["quoted"])),
+                (Role.ASSISTANT, row["answer"]),
+            )
         ]
 
     # Answers
@@ -228,8 +239,9 @@ class Dialogue(Database):
             if row is not None:
                 run(
                     db,
-                    "UPDATE answers SET state = 'running', text = '', error = NULL, persona = ?,"
-                    " model = ? WHERE id = ? AND state NOT IN ('done', 'stopped')",
+                    "UPDATE answers SET crashes = crashes + (state = 'running'), state = 'running',"
+                    " text = '', error = NULL, persona = ?, model = ?"
+                    " WHERE id = ? AND state NOT IN ('done', 'stopped')",
                     *(persona, model, row["id"]),
                 )
                 return AnswerId(row["id"])
@@ -255,15 +267,16 @@ class Dialogue(Database):
         text: str,
         state: AnswerState,
         usage: Usage | None,
+        finish: Finish | None = None,
         error: str | None = None,
     ) -> None:
         """Keep how an answer ended and what it cost."""
         cost = dataclasses.asdict(usage) if usage else {}
-        columns = ("text", "state", "error", *cost)
+        columns = ("text", "state", "finish", "error", *cost)
         await self._change_answer(
             answer_id,
             ", ".join(f"{column} = ?" for column in columns),
-            *(text, state, error, *cost.values()),
+            *(text, state, finish, error, *cost.values()),
         )
 
     async def answer(self, answer_id: AnswerId) -> Answer | None:
@@ -271,11 +284,12 @@ class Dialogue(Database):
         rows = await self._read(_ANSWER + "WHERE answers.id = ?", answer_id)
         return _to_answer(rows[0]) if rows else None
 
-    async def last_answer(self, chat: Chat) -> Answer | None:
-        """The newest answer in a chat's newest conversation."""
-        rows = await self._read(
-            _LAST_ANSWER,
-            chat.key,
+    async def last_answer(self, chat: Chat, fan_key: str | None = None) -> Answer | None:
+        """The newest answer in a chat's newest conversation, or of all in it that a fan asked."""
+        rows = await (
+            self._read(_LAST_ANSWER, chat.key)
+            if fan_key is None
+            else self._read(_LAST_ANSWER_TO, chat.key, fan_key)
         )
         return _to_answer(rows[0]) if rows else None
 

@@ -184,6 +184,15 @@ class Press:
     update_id: str
     handle: str | None = None
     via: str = "button"  # or "reaction"
+    cleared: Action | None = None  # with CLEAR: only this vote is meant; None: whichever there is
+
+
+@dataclass(frozen=True, slots=True)
+class Toast:
+    """The short sentence after a tap or form; `done` tells whether anything came of it."""
+
+    text: str
+    done: bool = True
 
 
 class Role(StrEnum):

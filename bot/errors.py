@@ -21,11 +21,17 @@ FarenseError                     carries a text key and its values: the sentence
 
 from __future__ import annotations
 
+from config.texts import text
+
 
 class FarenseError(Exception):
-    """Base of all our errors: a key of the text catalogue and the values for it."""
+    """Base of all our errors: a key of the text catalogue and the values for it.
+
+    `for_fans` is false where the sentence is only for those who run the bot: it may name a path.
+    """
 
     key = "error.unexpected"
+    for_fans = True
 
     def __init__(self, key: str | None = None, /, **values: object) -> None:
         self.key = key or type(self).key
@@ -41,18 +47,21 @@ class ConfigError(FarenseError):
     """A setting is missing or wrong."""
 
     key = "error.config"
+    for_fans = False
 
 
 class ModelError(FarenseError):
     """The model cannot be loaded."""
 
     key = "error.model"
+    for_fans = False
 
 
 class StoreError(FarenseError):
     """The database cannot be used."""
 
     key = "error.store"
+    for_fans = False
 
 
 class Refusal(FarenseError):
@@ -127,3 +136,10 @@ class DeliveryUnknown(DeliveryError):
 
 class DeliveryFailed(DeliveryError):
     """The platform refused, or is down; nothing was shown."""
+
+
+def explain(error: FarenseError, language: str) -> str:
+    """The sentence that a fan reads about an error."""
+    if error.for_fans:
+        return text(error.key, language, **error.values)
+    return text(FarenseError.key, language)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 
-from bot.domain import Action, Press
+from bot.domain import Action, Press, Toast
 from bot.errors import Refusal
 from bot.store import Answer, Store
 from bot.text import clean
@@ -31,7 +31,7 @@ class Feedback:
             raise Refusal("refusal.answer_gone")
         return answer
 
-    async def vote(self, press: Press) -> str:
+    async def vote(self, press: Press) -> Toast:
         """Count a vote, one a fan and answer, the newest counts; returns the toast."""
         await self.find(press)
         changed = await self._store.vote(
@@ -41,10 +41,12 @@ class Feedback:
             source=press.source,
             via=press.via,
             now=self._now(),
+            only=_VALUES[press.cleared] if press.cleared else None,
         )
-        return text(_TOASTS[press.action] if changed else "toast.same", press.fan.language)
+        said = changed or press.action is Action.CLEAR
+        return Toast(text(_TOASTS[press.action] if said else "toast.same", press.fan.language))
 
-    async def correct(self, press: Press, correction: str) -> str:
+    async def correct(self, press: Press, correction: str) -> Toast:
         """Keep what the answer should have been; returns the thanks."""
         await self.find(press)
         correction = clean(correction)
@@ -55,4 +57,4 @@ class Feedback:
         await self._store.add_correction(
             press.answer_id, press.fan, correction, source=press.source, now=self._now()
         )
-        return text("toast.corrected", press.fan.language)
+        return Toast(text("toast.corrected", press.fan.language))

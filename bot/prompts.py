@@ -47,13 +47,6 @@ class Prompt:
     dropped: int
 
 
-def with_quote(text: str, quoted: str | None) -> str:
-    """The fan's words with the message they reply to above them, as a quote."""
-    if not quoted:
-        return text
-    return "\n".join(f"> {line}" for line in quoted.splitlines()) + f"\n\n{text}"
-
-
 def build(
     encode: Encode, persona: Persona, history: Sequence[Turn], question: str, budget: int
 ) -> Prompt:

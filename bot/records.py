@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from bot.domain import AnswerId, AnswerState, QuestionId, Source, Usage
+from bot.domain import AnswerId, AnswerState, Finish, QuestionId, Source, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class Question:
     parent: AnswerId | None
     fan_key: str
     text: str
+    quoted: str | None
     source: Source
     message_id: str | None
     created_at: datetime
@@ -39,6 +40,8 @@ class Answer:
     model: str
     revision: str
     created_at: datetime
+    finish: Finish | None = None
+    crashes: int = 0
     error: str | None = None
     usage: Usage | None = None
 

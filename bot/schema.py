@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from bot.domain import AnswerState, ChatKind, Language, Platform, Source
+from bot.domain import AnswerState, ChatKind, Finish, Language, Platform, Source
 
 APPLICATION_ID = 0x46415245  # "FARE": how we know our own file
 
@@ -70,6 +70,7 @@ CREATE TABLE questions (
   message_id TEXT,
   source TEXT NOT NULL CHECK (source IN {_one_of(Source)}),
   text TEXT NOT NULL,
+  quoted TEXT,
   created_at INTEGER NOT NULL,
   UNIQUE (platform, update_id)
 ) STRICT;
@@ -88,7 +89,9 @@ CREATE TABLE answers (
   attempt INTEGER NOT NULL CHECK (attempt > 0),
   state TEXT NOT NULL CHECK (state IN {_one_of(AnswerState)}),
   text TEXT NOT NULL DEFAULT '',
+  finish TEXT CHECK (finish IN {_one_of(Finish)}),
   error TEXT,
+  crashes INTEGER NOT NULL DEFAULT 0,
   persona TEXT NOT NULL REFERENCES personas,
   model TEXT NOT NULL,
   prompt TEXT,

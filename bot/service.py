@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Self
@@ -31,8 +30,9 @@ from bot.domain import (
     Platform,
     Post,
     Press,
+    Toast,
 )
-from bot.errors import EngineDead, FarenseError, Refusal
+from bot.errors import DeliveryFailed, EngineDead, FarenseError, Refusal, StoreError, explain
 from bot.feedback import Feedback
 from bot.ports import Engine, Transport
 from bot.prompts import Persona
@@ -45,8 +45,10 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
-GRACE = 3.0  # seconds that a shutdown gives running answers to end by themselves
-FLUSH = 2.0  # seconds in which the interrupted ones say so
+QUOTED = 1000  # characters of a message replied to that the model is shown
+GRACE = 2.5  # seconds that a shutdown gives running answers to end by themselves
+FLUSH = 1.0  # seconds in which the interrupted ones say so
+RETRY = 300.0  # seconds after which an answer that could not be delivered is tried once more
 
 
 def utc_now() -> datetime:
@@ -94,7 +96,6 @@ class ChatService:
             "privacidade": self._privacy,
         }
         self._tasks: set[asyncio.Task[None]] = set()
-        self._stack = AsyncExitStack()
         self._closing = False
 
     def attach(self, transport: Transport) -> None:
@@ -103,8 +104,6 @@ class ChatService:
 
     async def __aenter__(self) -> Self:
         await self._store.remember_persona(self._persona.version, self._persona.text)
-        for delivery in self._deliveries.values():
-            await self._stack.enter_async_context(delivery)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
@@ -124,7 +123,7 @@ class ChatService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._stack.aclose()
+        await asyncio.gather(*(delivery.close() for delivery in self._deliveries.values()))
 
     async def resume(self, platform: Platform) -> None:
         """Answer what a platform's fans sent before the last stop; call it when connected."""
@@ -137,11 +136,12 @@ class ChatService:
 
         The same update again does nothing.
         """
-        message = replace(message, text=clean(message.text))
+        quoted = clean(message.quoted or "")[:QUOTED] or None
+        message = replace(message, text=clean(message.text), quoted=quoted)
         if await self._store.accept(message):
             self._start(message)
 
-    async def press(self, press: Press) -> str:
+    async def press(self, press: Press) -> Toast:
         """Act on a button or a reaction; returns the toast in the fan's language.
 
         FIX makes the service ask for the correction by a guided reply (`Post.ask`): platforms
@@ -150,22 +150,27 @@ class ChatService:
         try:
             match press.action:
                 case Action.STOP:
-                    return await self._press_stop(press)
+                    return Toast(await self._press_stop(press))
                 case Action.AGAIN:
-                    return await self._press_again(press)
+                    return Toast(await self._press_again(press))
                 case Action.FIX:
-                    return await self._press_fix(press)
+                    return Toast(await self._press_fix(press))
                 case _:
                     return await self._feedback.vote(press)
         except FarenseError as error:
-            return text(error.key, press.fan.language, **error.values)
+            return self._refused(press, error)
 
-    async def correct(self, press: Press, correction: str) -> str:
+    async def correct(self, press: Press, correction: str) -> Toast:
         """Store a fan's correction of an answer; returns the toast."""
         try:
             return await self._feedback.correct(press, correction)
         except FarenseError as error:
-            return text(error.key, press.fan.language, **error.values)
+            return self._refused(press, error)
+
+    def _refused(self, press: Press, error: FarenseError) -> Toast:
+        if not error.for_fans:
+            log.warning("press failed", action=press.action.value, error=str(error))
+        return Toast(explain(error, press.fan.language), done=False)
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         """Which answer a message of ours shows: for reactions."""
@@ -192,25 +197,39 @@ class ChatService:
     async def _work(self, message: Message) -> None:
         """Do what a message asks, tell the fan how it ended, and take it out of the inbox.
 
-        Interrupted work stays in the inbox: it is done after the next start.
+        What was interrupted or could not be delivered stays there: it is done later.
         """
         with self._bench.take(message) as work:
             try:
-                await self._store.remember_fan(message.fan, self._now())
-                reply = await self._dispatch(work)
+                if not self._bench.floods(work):
+                    await self._do(work)
+                if work.reason is not AnswerState.INTERRUPTED:
+                    await self._store.done(message)
             except EngineDead:
-                return
-            except FarenseError as error:
-                reply = text(error.key, message.fan.language, **error.values)
-            except Exception:
-                log.exception("message failed", update=message.key)  # other chats go on
-                reply = text("error.unexpected", message.fan.language)
-            if work.reason is AnswerState.INTERRUPTED:
-                return
-            if reply:
-                post = Post(reply, private=True, nonce=message.key)
-                await self._deliveries[message.chat.platform].post(work.to, post)
-            await self._store.done(message)
+                pass
+            except DeliveryFailed:
+                asyncio.get_running_loop().call_later(RETRY, self._start, message)
+            except StoreError as error:
+                log.warning("message kept for later", update=message.key, error=str(error))
+
+    async def _do(self, work: Work) -> None:
+        message = work.message
+        try:
+            await self._store.remember_fan(message.fan, self._now())
+            reply = await self._dispatch(work)
+        except (EngineDead, DeliveryFailed):
+            raise
+        except FarenseError as error:
+            if not error.for_fans:
+                log.warning("message failed", update=message.key, error=str(error))
+            reply = explain(error, message.fan.language)
+        except Exception:
+            log.exception("message failed", update=message.key)  # other chats go on
+            reply = text("error.unexpected", message.fan.language)
+        work.in_queue = False
+        if reply and work.reason is not AnswerState.INTERRUPTED:
+            post = Post(reply, private=True, nonce=message.key)
+            await self._deliveries[message.chat.platform].post(work.to, post)
 
     async def _dispatch(self, work: Work) -> str | None:
         """Run a command or answer a question; returns a short reply, or None when all is said."""
@@ -227,9 +246,8 @@ class ChatService:
         if message.reply_to and not message.command:
             asked = await self._store.asked_correction(message.chat, message.reply_to)
             if asked is not None:
-                return await self._feedback.correct(_press(message, asked), message.text)
-        await self._conversations.ask(work)
-        return None
+                return (await self._feedback.correct(_press(message, asked), message.text)).text
+        return await self._conversations.ask(work)
 
     async def _new(self, work: Work) -> str:
         await self._conversations.new(work.message.chat)
@@ -241,19 +259,19 @@ class ChatService:
         def is_theirs(other: Work) -> bool:
             asked = other.message
             may = self._conversations.may_change(fan, chat, asked.fan.key)
-            return other is not work and asked.chat.key == chat.key and may
+            return asked.chat.key == chat.key and may
 
-        stopped = self._bench.stop(is_theirs, AnswerState.STOPPED)
+        stopped = self._bench.stop(is_theirs, AnswerState.STOPPED, before=work)
         return text("reply.stopped" if stopped else "reply.nothing_to_stop", fan.language)
 
-    async def _again(self, work: Work) -> None:
-        await self._conversations.again(work)
+    async def _again(self, work: Work) -> str | None:
+        return await self._conversations.again(work)
 
     async def _correct(self, work: Work) -> str | None:
         message = work.message
         press = _press(message, (await self._conversations.target(message)).id)
         if message.text:
-            return await self._feedback.correct(press, message.text)
+            return (await self._feedback.correct(press, message.text)).text
         await self._ask_correction(press, work.to)
         return None
 

@@ -117,15 +117,20 @@ class Store(Dialogue):
         source: Source,
         via: str,
         now: datetime,
+        only: int | None = None,
     ) -> bool:
-        """Set a fan's vote on an answer: 1, -1, or 0 to take it back; True if it changed."""
+        """Set a fan's vote on an answer: 1, -1, or 0 to take it back; True if it changed.
+
+        With 0, `only` names the vote that is meant: another one stays.
+        """
 
         def work(db: sqlite3.Connection) -> bool:
             if value == 0:
                 gone = run(
                     db,
-                    "DELETE FROM votes WHERE answer_id = ? AND fan_key = ?",
-                    *(answer_id, fan.key),
+                    "DELETE FROM votes WHERE answer_id = ? AND fan_key = ?"
+                    " AND value = ifnull(?, value)",
+                    *(answer_id, fan.key, only),
                 )
                 return gone.rowcount > 0
             put_fan(db, fan, now)

@@ -268,3 +268,10 @@ class _Cutter:
         ends = [match.end() for match in _GRAPHEME.finditer(self._text, start, window + 1)]
         fitting = [end for end in ends if end <= window]
         return fitting[-1] if fitting else window
+
+
+def with_quote(text: str, quoted: str | None) -> str:
+    """The fan's words with the message they reply to above them, as a quote."""
+    if not quoted:
+        return text
+    return "\n".join(f"> {line}" for line in quoted.splitlines()) + f"\n\n{text}"

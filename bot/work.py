@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from bot.domain import AnswerId, AnswerState, Destination, Message
 from bot.errors import EngineBusy, Refusal
 
+FLOOD = 12  # messages of one fan in hand from which on more are dropped without a word
+
 
 @dataclass(slots=True, eq=False)
 class Work:
@@ -20,6 +22,7 @@ class Work:
     message: Message
     answer_id: AnswerId | None = None
     reason: AnswerState | None = None  # why it was stopped
+    in_queue: bool = False  # whether it waits for the model or uses it
     _scope: asyncio.Timeout | None = field(default=None, repr=False)
 
     @property
@@ -74,14 +77,27 @@ class Bench:
         finally:
             del self._works[message.key]
 
-    def check_room(self, work: Work) -> None:
-        """Refuse a question when too much came before it already, of this fan or of all."""
-        earlier = list(itertools.takewhile(lambda other: other is not work, self._works.values()))
+    def enqueue(self, work: Work) -> None:
+        """Let a work wait for the model, unless too much came before it, of this fan or of all.
+
+        What only waits to be delivered does not count: a platform that is down fills no queue.
+        """
+        earlier = [other for other in self.before(work) if other.in_queue]
         mine = sum(other.message.fan.key == work.message.fan.key for other in earlier)
         if mine >= self._most_per_fan:
             raise Refusal("refusal.pending", n=mine)
         if len(earlier) >= self._most:
             raise EngineBusy(retry_after=30)
+        work.in_queue = True
+
+    def floods(self, work: Work) -> bool:
+        """Whether a fan has so much in hand here that even refusing more would fill the chat."""
+        fan = work.message.fan.key
+        return sum(other.message.fan.key == fan for other in self.before(work)) >= FLOOD
+
+    def before(self, work: Work) -> Iterator[Work]:
+        """The works that came before this one."""
+        return itertools.takewhile(lambda other: other is not work, self._works.values())
 
     @asynccontextmanager
     async def turn(self, work: Work, conversation: str) -> AsyncIterator[bool]:
@@ -98,9 +114,12 @@ class Bench:
             if acquired:
                 lock.release()
 
-    def stop(self, which: Callable[[Work], bool], reason: AnswerState) -> int:
-        """Stop all works that `which` picks; returns how many."""
-        chosen = [work for work in self._works.values() if which(work)]
+    def stop(
+        self, which: Callable[[Work], bool], reason: AnswerState, before: Work | None = None
+    ) -> int:
+        """Stop the works that `which` picks, all or those before one; returns how many."""
+        works = self._works.values() if before is None else self.before(before)
+        chosen = [work for work in works if which(work)]
         for work in chosen:
             work.stop(reason)
         return len(chosen)

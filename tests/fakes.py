@@ -7,6 +7,7 @@ import itertools
 from datetime import UTC, datetime
 
 from bot.domain import Chat, ChatKind, Destination, Fan, Message, Platform, Post, Source
+from bot.errors import DeliveryFailed
 from bot.ports import Pace
 from bot.text import split
 
@@ -23,18 +24,23 @@ class Board:
         self.places: dict[str, Destination] = {}
         self.calls: list[tuple[str, str, Post]] = []
         self.changed = asyncio.Condition()
+        self.down = False  # whether the platform takes nothing
         self._ids = itertools.count(1)
 
     def split(self, text: str) -> list[str]:
         return split(text, 2000, len)
 
     async def send(self, to: Destination, post: Post) -> str:
+        if self.down:
+            raise DeliveryFailed
         message_id = f"m{next(self._ids)}"
         self.places[message_id] = to
         await self._show("send", message_id, post)
         return message_id
 
     async def edit(self, to: Destination, message_id: str, post: Post) -> None:
+        if self.down:
+            raise DeliveryFailed
         await self._show("edit", message_id, post)
 
     async def typing(self, to: Destination) -> None:

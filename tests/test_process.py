@@ -120,7 +120,7 @@ def answers(home: Path) -> list[tuple[str, str, str]]:
 async def until(condition, what: str) -> None:
     """Look at another process's work until it is done: it can set no event of ours."""
     async with asyncio.timeout(90):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0.1)
     assert condition(), what
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bot.domain import Role, Turn
 from bot.errors import ConfigError, PromptTooLong
-from bot.prompts import CUT, Persona, build, with_quote
+from bot.prompts import CUT, Persona, build
+from bot.text import with_quote
 
 PERSONA = Persona("p" * 10, "v1")
 

@@ -5,15 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from bot.commands import COMMANDS
-from bot.domain import Action, AnswerState, Fan, Finish, Language, Platform, Post, Press, Source
-from bot.errors import GenerationFailed
+from bot.commands import COMMANDS, Command
+from bot.delivery import Delivery
+from bot.domain import (
+    Action,
+    AnswerId,
+    AnswerState,
+    Buttons,
+    Chat,
+    Fan,
+    Finish,
+    Language,
+    Platform,
+    Post,
+    Press,
+    Source,
+)
+from bot.errors import GenerationFailed, StoreError
 from bot.service import ChatService
 from bot.store import Store
+from bot.work import FLOOD
 from config.settings import Settings, load_settings
 from config.texts import text
 from engine.echo import EchoEngine
@@ -62,6 +78,10 @@ class World:
         await self.service.receive(a_message(said, **more))
         await self.board.until(lambda board: len(board.messages) > before)
         return list(self.board.messages.values())[-1].text
+
+    async def tap(self, press: Press) -> str:
+        """Tap a button and read the toast."""
+        return (await self.service.press(press)).text
 
     def press(self, action: Action, post: Post, *, fan: str = "1", chat=None, **more) -> Press:
         place = chat or a_message("", fan=fan).chat
@@ -187,25 +207,25 @@ async def test_odd_text_is_answered_like_any_other(world, said):
 async def test_a_vote_counts_once_can_be_changed_and_taken_back(world):
     post = await world.ask("Olá!")
     answer_id = post.buttons.answer_id
-    assert await world.service.press(world.press(Action.UP, post)) == text("toast.up")
-    assert await world.service.press(world.press(Action.UP, post)) == text("toast.same")
+    assert await world.tap(world.press(Action.UP, post)) == text("toast.up")
+    assert await world.tap(world.press(Action.UP, post)) == text("toast.same")
     assert await world.store.votes(answer_id) == (1, 0)
-    assert await world.service.press(world.press(Action.DOWN, post)) == text("toast.down")
+    assert await world.tap(world.press(Action.DOWN, post)) == text("toast.down")
     assert await world.store.votes(answer_id) == (0, 1)
-    assert await world.service.press(world.press(Action.CLEAR, post)) == text("toast.cleared")
+    assert await world.tap(world.press(Action.CLEAR, post)) == text("toast.cleared")
     assert await world.store.votes(answer_id) == (0, 0)
 
 
 async def test_nobody_votes_on_an_answer_of_another_chat(world):
     post = await world.ask("Olá!", fan="1")
-    toast = await world.service.press(world.press(Action.UP, post, fan="2"))
+    toast = await world.tap(world.press(Action.UP, post, fan="2"))
     assert toast == text("refusal.answer_gone")
     assert await world.store.votes(post.buttons.answer_id) == (0, 0)
 
 
 async def test_a_correction_by_button_is_asked_for_and_kept(world):
     post = await world.ask("Quem és?")
-    assert await world.service.press(world.press(Action.FIX, post)) == text("toast.ask_correction")
+    assert await world.tap(world.press(Action.FIX, post)) == text("toast.ask_correction")
     asked = list(world.board.messages.values())[-1]
     assert asked.ask
     thanks = await world.say("Sou o Leão.", reply_to=world.board.id_of(asked))
@@ -217,14 +237,13 @@ async def test_a_correction_by_command_is_about_the_newest_answer(world):
     assert await world.say("certo", command="corrigir") == text("refusal.no_answer_yet")
     post = await world.ask("Quem és?")
     assert await world.say("Sou o Leão.", command="corrigir") == text("toast.corrected")
-    assert await world.service.correct(world.press(Action.FIX, post), " ") == text(
-        "refusal.empty_correction"
-    )
+    refused = await world.service.correct(world.press(Action.FIX, post), " ")
+    assert (refused.text, refused.done) == (text("refusal.empty_correction"), False)
 
 
 async def test_another_answer_is_a_new_message_to_the_same_question(world):
     post = await world.ask("Quem és?")
-    assert await world.service.press(world.press(Action.AGAIN, post)) == text("toast.again")
+    assert await world.tap(world.press(Action.AGAIN, post)) == text("toast.again")
     first, second = await world.board.answers(2)
     assert second.buttons.answer_id != first.buttons.answer_id
     answers = [await world.store.answer(p.buttons.answer_id) for p in (first, second)]
@@ -238,14 +257,12 @@ async def test_stop_ends_the_answer_and_keeps_what_was_written(world):
     await world.board.until(lambda board: any("palavra" in p.text for p in board.messages.values()))
     running = next(p for p in world.board.messages.values() if p.buttons)
     assert running.buttons.actions == (Action.STOP,)
-    assert await world.service.press(world.press(Action.STOP, running)) == text("reply.stopped")
+    assert await world.tap(world.press(Action.STOP, running)) == text("reply.stopped")
     (post,) = await world.board.answers(1)
     answer = await world.store.answer(post.buttons.answer_id)
     assert answer.state is AnswerState.STOPPED
     assert post.text == answer.text.strip() != ""
-    assert await world.service.press(world.press(Action.STOP, running)) == text(
-        "reply.nothing_to_stop"
-    )
+    assert await world.tap(world.press(Action.STOP, running)) == text("reply.nothing_to_stop")
 
 
 async def test_parar_stops_what_runs_and_what_waits_in_this_chat_only(world):
@@ -286,7 +303,7 @@ async def test_in_a_group_only_the_asker_or_an_admin_stops_or_repeats(tmp_path, 
         post = await world.ask("um", chat=group, fan="1")
         for fan, key in (("2", "refusal.not_yours"), ("7", "toast.again"), ("1", "toast.again")):
             press = world.press(Action.AGAIN, post, fan=fan, chat=group)
-            assert await world.service.press(press) == text(key)
+            assert await world.tap(press) == text(key)
         assert len(await world.board.answers(3)) == 3
 
 
@@ -380,3 +397,149 @@ async def test_an_answer_cut_at_its_longest_says_so(tmp_path):
         answer = await world.store.answer(post.buttons.answer_id)
         assert text("answer.long") not in answer.text
     assert Finish.LENGTH == "length"
+
+
+async def test_a_platform_that_is_down_loses_no_answer_and_keeps_nobody_else_waiting(
+    tmp_path, monkeypatch
+):
+    from bot import arbiter
+
+    hasty = partial(Delivery, limits=arbiter.Limits(tries=2))
+    monkeypatch.setattr("bot.service.Delivery", hasty)
+    monkeypatch.setattr(arbiter, "_LONGEST_WAIT", 0.001)
+    settings = settings_for(tmp_path, queue=1, concurrency=1)
+    dead, alive = Board(Platform.TELEGRAM), Board(Platform.WEB)
+    dead.down = True
+    async with Store.open(settings.database) as store, EchoEngine(settings.engine) as echo:
+        service = ChatService(echo, store, settings)
+        service.attach(dead)
+        service.attach(alive)
+        async with service:
+            for fan in range(4):
+                chat = Chat(Platform.TELEGRAM, f"t{fan}")
+                await service.receive(a_message("Olá do Telegram", chat=chat, fan=f"t{fan}"))
+                await until_counted(store, "answers", fan + 1)
+            await service.receive(a_message("Olá da web"))
+            assert "Olá da web" in (await alive.answers(1))[0].text
+            dead.down = False
+            while len(dead.finals()) < 4:
+                await service.resume(Platform.TELEGRAM)
+                await asyncio.sleep(0)
+            assert len(dead.messages) == 4
+            await until_pending(store, 0)
+
+
+async def until_counted(store: Store, what: str, count: int) -> None:
+    async with asyncio.timeout(20):
+        while (await store.counts())[what] < count:
+            await asyncio.sleep(0)
+
+
+async def until_pending(store: Store, count: int) -> None:
+    async with asyncio.timeout(20):
+        while len(await store.pending()) > count:
+            await asyncio.sleep(0)
+
+
+async def test_parar_stops_nothing_that_came_after_it(world):
+    await world.gate.shut()
+    await world.service.receive(a_message("antes"))
+    await world.service.receive(a_message("", command="parar"))
+    await world.service.receive(a_message("depois"))
+    await world.gate.open()
+    (post,) = await world.board.answers(1)
+    assert "depois" in post.text
+    assert text("answer.stopped") in {p.text for p in world.board.messages.values()}
+
+
+async def test_a_question_stopped_before_its_turn_is_told_so(world):
+    await world.gate.shut()
+    for said in ("um", "dois"):
+        await world.service.receive(a_message(said))
+    await world.service.receive(a_message("", command="parar"))
+    await world.board.until(lambda board: len(board.messages) == 3)
+    shown = [post.text for post in world.board.messages.values()]
+    assert sorted(shown) == sorted([text("answer.stopped")] * 2 + [text("reply.stopped")])
+
+
+async def test_a_flood_of_one_fan_is_refused_a_little_and_then_dropped(world):
+    world.board.down = True  # so that nothing leaves the chat meanwhile
+    for number in range(60):
+        await world.service.receive(a_message(f"{number}"))
+    await world.service.receive(a_message("calma", fan="2"))
+    await until_pending(world.store, FLOOD + 1)
+    assert "calma" in {message.text for message in await world.store.pending()}
+
+
+async def test_a_database_in_trouble_is_not_a_fans_business(world, monkeypatch):
+    async def locked(*_args, **_more):
+        raise StoreError("error.store_locked", path="/secret/place")
+
+    monkeypatch.setattr(world.store, "add_question", locked)
+    shown = await world.say("Olá!")
+    assert shown == text("error.unexpected")
+    post = Post("", Buttons(AnswerId(1)))
+    monkeypatch.setattr(world.store, "answer", locked)
+    assert await world.tap(world.press(Action.UP, post)) == text("error.unexpected")
+
+
+async def test_a_message_that_the_bot_dies_of_is_given_up_after_some_starts(tmp_path):
+    from bot.answering import MOST_CRASHES
+
+    message = a_message("veneno")
+    for start in range(MOST_CRASHES + 1):
+        async with a_world(tmp_path) as world:
+            await world.gate.shut()
+            if start == 0:
+                await world.store.accept(message)
+            await world.service.resume(Platform.WEB)
+            if start < MOST_CRASHES:
+                await until_counted(world.store, "answers", 1)
+                await until_running(world, start)
+                for task in world.service._tasks:  # as a crash would: nothing is tidied up
+                    task.cancel()
+            else:
+                await world.board.until(lambda board: len(board.messages) == 1)
+                (post,) = world.board.messages.values()
+                assert post.text == text("error.generation")
+                await until_pending(world.store, 0)
+
+
+async def until_running(world: World, crashes: int) -> None:
+    async with asyncio.timeout(20):
+        while (await world.store.answer(AnswerId(1))).crashes < crashes:
+            await asyncio.sleep(0)
+
+
+async def test_taking_back_an_old_reaction_leaves_the_newer_vote(world):
+    post = await world.ask("Olá!")
+    await world.tap(world.press(Action.UP, post))
+    await world.tap(world.press(Action.DOWN, post))
+    await world.tap(world.press(Action.CLEAR, post, cleared=Action.UP))
+    assert await world.store.votes(post.buttons.answer_id) == (0, 1)
+    await world.tap(world.press(Action.CLEAR, post, cleared=Action.DOWN))
+    assert await world.store.votes(post.buttons.answer_id) == (0, 0)
+
+
+async def test_a_quoted_message_is_cleaned_and_stays_with_its_question(world):
+    post = await world.ask("Concordas?", quoted="Somos \u202eos\x00 maiores")
+    assert "> Somos os maiores\n\nConcordas?" in post.text
+    await world.tap(world.press(Action.AGAIN, post))
+    assert "> Somos os maiores" in (await world.board.answers(2))[1].text
+
+
+async def test_in_a_group_outra_repeats_the_fans_own_answer(world):
+    group = a_group()
+    await world.ask("de um", chat=group, fan="1")
+    await world.ask("de dois", chat=group, fan="2")
+    await world.service.receive(a_message("", command="outra", chat=group, fan="1"))
+    assert "de um" in (await world.board.answers(3))[2].text
+
+
+async def test_an_admin_command_is_refused_to_everybody_else(tmp_path, monkeypatch):
+    monkeypatch.setenv("FARENSE_ADMINS", '["web:7"]')
+    secret = Command("estado", ("status",), admin=True)
+    monkeypatch.setattr("bot.service.COMMANDS", (secret,))
+    async with a_world(tmp_path) as world:
+        assert await world.say(command="estado", fan="1") == text("refusal.admins_only")
+        assert await world.say(command="estado", fan="7") != text("refusal.admins_only")

@@ -480,7 +480,7 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
             if kind == "table" and not name.startswith("sqlite_") and strict
         }
     digest = hashlib.sha256("\n".join(sql for (sql,) in tables).encode()).hexdigest()
-    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "9623369f2f232cb7")
+    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "e5c315c89990af74")
     assert columns == {
         "fans": "key platform language first_seen last_seen",
         "chats": "key platform id thread kind",
@@ -488,9 +488,9 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
         "inbox": "id platform update_id received_at message",
         "conversations": "id chat_key started_at used_at closed_at",
         "questions": "id conversation_id parent_id fan_key platform update_id message_id source"
-        " text created_at",
-        "answers": "id question_id platform update_id attempt state text error persona model"
-        " prompt created_at revision prompt_tokens cached_tokens completion_tokens queued"
+        " text quoted created_at",
+        "answers": "id question_id platform update_id attempt state text finish error crashes"
+        " persona model prompt created_at revision prompt_tokens cached_tokens completion_tokens queued"
         " first_token total",
         "deliveries": "answer_id piece chat_key message_id",
         "votes": "answer_id fan_key value source via created_at",
