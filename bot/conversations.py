@@ -38,15 +38,16 @@ class Conversations:
         Returns what to say where nothing was answered: it was stopped before its turn.
         """
         message = work.message
-        self._check(message)
-        self.bench.enqueue(work)
+        question = await self._store.question_of(message)
+        if question is None:  # else it was taken before a restart, and is not refused now
+            self._check(message)
+            self.bench.enqueue(work)
         key = message.chat.key
         if _is_chained(message.chat):
             parent = await self.replied_to(message)
             key = f"conversation:{parent.conversation_id}" if parent else message.key
         async with self.bench.turn(work, key) as its_turn:
             if its_turn:
-                question = await self._store.question_of(message)
                 if question is None:
                     conversation, follows = await self._place(message)
                     question = await self._store.add_question(
