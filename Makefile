@@ -10,7 +10,7 @@ ARGS ?=
 .PHONY: help run check test bench lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
 
 run: $(VENV)/.run ## start the bot; ARGS="--model embedded" goes to it
 	@exec $(BIN)/farense-bot run $(ARGS)

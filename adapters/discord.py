@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -17,7 +18,7 @@ from yarl import URL
 from adapters.discord_client import Client
 from adapters.discord_transport import DiscordTransport
 from bot.domain import Platform
-from bot.errors import ConfigError
+from bot.errors import ConfigError, StoreError
 from bot.health import Health, State
 from bot.service import ChatService
 from config.settings import DiscordSettings, Settings
@@ -32,9 +33,19 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def _without_tokens(record: logging.LogRecord) -> bool:
+    """An interaction's token is good for 15 minutes, and part of the addresses that are logged."""
+    record.msg, record.args = _TOKEN.sub(r"\g<place>…", record.getMessage()), ()
+    return True
+
+
+_TOKEN = re.compile(r"(?P<place>/(?:webhooks|interactions)/\d+/)[^/?\s'\"]+|[\w-]{60,}")
 logging.getLogger(discord.client.__name__).addFilter(_without_traceback)
+for _name in ("discord.http", "discord.webhook.async_", "discord.gateway"):
+    logging.getLogger(_name).addFilter(_without_tokens)
 
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds between two attempts to connect
+RESUME_WAIT = 5.0  # seconds until a store that could not say what is open is asked again
 CLOSING = 2.0  # seconds for a polite goodbye
 BAD_TOKEN = 4004
 BAD_INTENTS = {4013, 4014}
@@ -50,7 +61,6 @@ class DiscordAdapter:
         self._settings = settings
         self._client: Client | None = None
         self._health = Health(State.STARTING)
-        self._resumed = False
         self._wait = FIRST_WAIT
         self._addresses = ExitStack()
         self.transport = DiscordTransport(lambda: self._client)
@@ -101,18 +111,26 @@ class DiscordAdapter:
         return "closed"
 
     async def _note(self, state: State) -> None:
-        """Keep how the connection is; on the first success, answer what is still open."""
+        """Keep how the connection is; whenever it is back, answer what is still open."""
         language = self._settings.conversation.language
         detail = "" if state is State.UP else text("discord.down", language)
         if state is not self._health.state:
             log.info("discord health", state=state.value)
         self._health = Health(state, detail)
-        if state is not State.UP:
-            return
-        self._wait = FIRST_WAIT
-        if not self._resumed:
-            self._resumed = True
-            await self._service.resume(Platform.DISCORD)
+        if state is State.UP:
+            self._wait = FIRST_WAIT
+            await self._resume()
+
+    async def _resume(self) -> None:
+        """Answer what is still open, as soon as the store can say what that is."""
+        while self._health.state is State.UP:
+            try:
+                await self._service.resume(Platform.DISCORD)
+            except StoreError as error:
+                log.warning("not resumed", platform="discord", error=str(error))
+                await asyncio.sleep(RESUME_WAIT)
+            else:
+                return
 
 
 @contextmanager

@@ -6,11 +6,9 @@ import asyncio
 import re
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Self
 
-import aiohttp
 import discord
 import structlog
 from discord import app_commands
@@ -26,13 +24,13 @@ from adapters.discord_inbound import (
     interaction_press,
     is_for_us,
     message_of,
-    reaction_action,
     reaction_press,
+    reaction_vote,
 )
-from adapters.discord_transport import EMOJI, TOKEN_LIFE
+from adapters.discord_transport import EMOJI, TOKEN_LIFE, perhaps_too_late
 from bot.commands import Argument, Command
-from bot.domain import Action, AnswerId, Language
-from bot.errors import FarenseError
+from bot.domain import Action, AnswerId, Language, Toast
+from bot.errors import FarenseError, explain
 from bot.health import State
 from bot.service import ChatService
 from config.settings import Settings
@@ -116,9 +114,8 @@ class Client(discord.Client):
                 await self.service.receive(incoming)
         except FarenseError as error:
             log.warning("message not taken", platform="discord", error=str(error))
-            with suppress(discord.HTTPException, aiohttp.ClientError):
-                sorry = text(error.key, incoming.fan.language, **error.values)
-                await message.reply(sorry, mention_author=False)
+            with perhaps_too_late():
+                await message.reply(explain(error, incoming.fan.language), mention_author=False)
 
     async def take(
         self, interaction: discord.Interaction[Any], command: Command, typed: str
@@ -128,19 +125,19 @@ class Client(discord.Client):
         if command.argument is Argument.OPTIONAL and not typed:
             await self._offer_form(interaction)
             return
-        try:
+        with perhaps_too_late():
             await interaction.response.defer(ephemeral=command.private, thinking=True)
-        except (discord.HTTPException, aiohttp.ClientError) as error:
-            log.warning("interaction lost", platform="discord", reason=str(error))
+        if not interaction.response.is_done():
             incoming = replace(incoming, handle=None)  # answered in the channel instead
         try:
             async with self._turn(interaction.channel_id or 0):
                 await self.service.receive(incoming)
         except FarenseError as error:
             log.warning("command not taken", platform="discord", error=str(error))
-            sorry = text(error.key, incoming.fan.language, **error.values)
             if incoming.handle:
-                await interaction.edit_original_response(content=sorry)
+                with perhaps_too_late():
+                    sorry = explain(error, incoming.fan.language)
+                    await interaction.edit_original_response(content=sorry)
 
     def _turn(self, channel: int) -> asyncio.Lock:
         """The lock that keeps what happens in a channel in order."""
@@ -154,11 +151,21 @@ class Client(discord.Client):
     async def _offer_form(self, interaction: discord.Interaction[Any]) -> None:
         """Open the form for the newest answer of the chat."""
         language = interaction_fan(interaction, self.language).language
-        answer_id = await self.service.newest_answer(interaction_chat(interaction))
-        if answer_id is None:
-            nothing = text("refusal.no_answer_yet", language)
-            await interaction.response.send_message(nothing, ephemeral=True)
-        else:
+        try:
+            answer_id = await self.service.newest_answer(interaction_chat(interaction))
+            sorry = text("refusal.no_answer_yet", language)
+        except FarenseError as error:
+            answer_id, sorry = None, explain(error, language)
+        if answer_id is not None:
+            await self._open_form(interaction, answer_id, language)
+            return
+        with perhaps_too_late():
+            await interaction.response.send_message(sorry, ephemeral=True)
+
+    async def _open_form(
+        self, interaction: discord.Interaction[Any], answer_id: AnswerId, language: Language
+    ) -> None:
+        with perhaps_too_late():
             await interaction.response.send_modal(
                 CorrectionForm(answer_id, language, longest=self.longest)
             )
@@ -169,9 +176,7 @@ class Client(discord.Client):
         """A fan taps a button."""
         press = interaction_press(interaction, action, answer_id, self.language)
         if action is Action.FIX:
-            await interaction.response.send_modal(
-                CorrectionForm(answer_id, press.fan.language, longest=self.longest)
-            )
+            await self._open_form(interaction, answer_id, press.fan.language)
         else:
             await self._toast(interaction, self.service.press(press))
 
@@ -186,22 +191,23 @@ class Client(discord.Client):
             await self._toast(interaction, self.service.correct(press, _typed(data) or ""))
 
     async def _toast(
-        self, interaction: discord.Interaction[Any], work: Coroutine[Any, Any, str]
+        self, interaction: discord.Interaction[Any], work: Coroutine[Any, Any, Toast]
     ) -> None:
         """Tell the fan alone how it went, and in time."""
         task = asyncio.create_task(work)
         done, _ = await asyncio.wait({task}, timeout=PROMPT)
         if not done:
-            await interaction.response.defer(ephemeral=True, thinking=True)
+            with perhaps_too_late():
+                await interaction.response.defer(ephemeral=True, thinking=True)
         try:
-            said = await task
+            said = (await task).text
         except FarenseError as error:
-            language = interaction_fan(interaction, self.language).language
-            said = text(error.key, language, **error.values)
-        if done:
-            await interaction.response.send_message(said, ephemeral=True)
-        else:
-            await interaction.edit_original_response(content=said)
+            said = explain(error, interaction_fan(interaction, self.language).language)
+        with perhaps_too_late():
+            if done:
+                await interaction.response.send_message(said, ephemeral=True)
+            elif interaction.response.is_done():
+                await interaction.edit_original_response(content=said)
 
     async def on_raw_reaction_add(self, reaction: discord.RawReactionActionEvent) -> None:
         """A fan reacts with 👍 or 👎 to an answer."""
@@ -212,9 +218,17 @@ class Client(discord.Client):
         await self._reaction(reaction)
 
     async def _reaction(self, reaction: discord.RawReactionActionEvent) -> None:
-        action = reaction_action(reaction)
-        if action is None or self.user is None or reaction.user_id == self.user.id:
+        vote = reaction_vote(reaction)
+        if vote is None or self.user is None or reaction.user_id == self.user.id:
             return
+        try:
+            async with self._turn(reaction.channel_id):
+                await self._vote(reaction, vote)
+        except FarenseError as error:
+            log.warning("reaction not taken", platform="discord", error=str(error))
+
+    async def _vote(self, reaction: discord.RawReactionActionEvent, vote: Action) -> None:
+        """Count a reaction, or take it back, when it is under an answer of ours."""
         shared = reaction.guild_id is not None
         channel = self.get_channel(reaction.channel_id)
         chat = chat_of(channel, channel_id=reaction.channel_id, shared=shared)
@@ -223,7 +237,7 @@ class Client(discord.Client):
             return
         guild = self.get_guild(reaction.guild_id) if reaction.guild_id else None
         language = guild_language(guild, self.language)
-        await self.service.press(reaction_press(reaction, action, answer_id, chat, language))
+        await self.service.press(reaction_press(reaction, vote, answer_id, chat, language))
 
 
 class FeedbackButton(

@@ -149,25 +149,26 @@ def interaction_press(
     )
 
 
-def reaction_action(reaction: discord.RawReactionActionEvent) -> Action | None:
-    """The vote that a reaction means, in any skin colour; taking it back clears the vote."""
-    action = _REACTIONS.get((reaction.emoji.name or "")[:1])
-    if action is None:
-        return None
-    return action if reaction.event_type == "REACTION_ADD" else Action.CLEAR
+def reaction_vote(reaction: discord.RawReactionActionEvent) -> Action | None:
+    """The vote that a reaction means, in any skin colour."""
+    return _REACTIONS.get((reaction.emoji.name or "")[:1])
 
 
 def reaction_press(
     reaction: discord.RawReactionActionEvent,
-    action: Action,
+    vote: Action,
     answer_id: AnswerId,
     chat: Chat,
     language: Language,
 ) -> Press:
-    """A reaction as the core takes it. Discord gives it no id: each one counts as it comes."""
+    """A reaction as the core takes it; one that is taken back clears the vote that it was.
+
+    Discord gives it no id: each one counts as it comes.
+    """
+    is_new = reaction.event_type == "REACTION_ADD"
     stamp = int(datetime.now(UTC).timestamp() * 1e6)
     return Press(
-        action=action,
+        action=vote if is_new else Action.CLEAR,
         answer_id=answer_id,
         fan=Fan(
             Platform.DISCORD,
@@ -179,4 +180,5 @@ def reaction_press(
         source=Source.DISCORD_MESSAGE,
         update_id=f"{reaction.message_id}-{reaction.user_id}-{stamp}",
         via="reaction",
+        cleared=None if is_new else vote,
     )

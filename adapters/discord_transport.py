@@ -18,6 +18,7 @@ from typing import Any
 
 import aiohttp
 import discord
+import structlog
 from discord.http import Route
 
 from adapters.discord_render import render
@@ -32,6 +33,8 @@ from bot.errors import (
 )
 from bot.ports import Pace
 from bot.text import split
+
+log = structlog.get_logger(__name__)
 
 LIMIT = 2000  # characters of one message
 _ROOM = 100  # what escaping may add to a piece before it is cut again
@@ -152,6 +155,19 @@ class DiscordTransport:
             if body is None:
                 return await client.http.request(route)
             return await client.http.request(route, json=body)
+
+
+@contextmanager
+def perhaps_too_late() -> Iterator[None]:
+    """Go on when Discord takes no word any more: what the fan asked for counts all the same."""
+    try:
+        yield
+    except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+        # Not the error's own text: it may hold the address, and with it the interaction's token.
+        reason = type(error).__name__
+        if isinstance(error, discord.HTTPException):
+            reason = f"{error.status}/{error.code}"
+        log.warning("not said", platform="discord", reason=reason)
 
 
 @contextmanager

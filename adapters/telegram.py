@@ -20,13 +20,13 @@ from telegram.constants import BotCommandLimit, CallbackQueryLimit, UpdateType
 from telegram.ext import ExtBot
 from telegram.request import HTTPXRequest
 
-from adapters.telegram_inbound import Translator, chat_of, with_answer
+from adapters.telegram_inbound import Albums, Translator, chat_of, with_answer
 from adapters.telegram_limits import Limiter
 from adapters.telegram_render import parse_data
 from adapters.telegram_transport import TelegramTransport, seconds
 from bot.commands import COMMANDS
 from bot.domain import Language, Platform
-from bot.errors import ConfigError, FarenseError, StoreError
+from bot.errors import ConfigError, FarenseError, StoreError, explain
 from bot.health import Health, State
 from bot.service import ChatService
 from config.settings import Settings
@@ -64,6 +64,7 @@ class TelegramAdapter:
         self._offset: int | None = None
         self._taken: set[int] = set()  # updates that are safe, though not yet confirmed
         self._translator: Translator | None = None
+        self._albums = Albums()
         self._presses: set[asyncio.Task[None]] = set()
 
     @property
@@ -76,6 +77,7 @@ class TelegramAdapter:
         if not _TOKEN.fullmatch(self._token):
             raise self._wrong_token()
         self._translator = None
+        self._set(State.STARTING)
         try:
             await self._serve()
         except error.InvalidToken:
@@ -120,10 +122,8 @@ class TelegramAdapter:
             await self._register_commands()
         except (error.BadRequest, error.RetryAfter) as problem:  # a menu is worth no silence
             log.warning("telegram menu not set", error=type(problem).__name__)
-        await self._service.resume(Platform.TELEGRAM)
         self._translator = Translator(self._bot.bot, self._language)
         log.info("telegram connected", bot=self._bot.username)
-        self._set(State.UP)
 
     async def _register_commands(self) -> None:
         """Tell Telegram's menu our commands, where it does not know them yet."""
@@ -157,11 +157,17 @@ class TelegramAdapter:
     # --- receiving -------------------------------------------------------------------------
 
     async def _poll(self) -> None:
-        """Ask for updates once, and confirm them by the next offset when they are safe."""
+        """Ask for updates once, and confirm them by the next offset when they are safe.
+
+        While Telegram is not known to be there, only a quick look: what is open is answered then.
+        """
+        is_up = self._health.state is State.UP
         async with asyncio.timeout(POLL + STALL):
             updates = await self._bot.get_updates(
-                offset=self._offset, timeout=POLL, allowed_updates=ALLOWED
+                offset=self._offset, timeout=POLL if is_up else 0, allowed_updates=ALLOWED
             )
+        if not is_up:
+            await self._service.resume(Platform.TELEGRAM)
         self._set(State.UP)
         chats: defaultdict[int | None, list[Update]] = defaultdict(list)
         for update in updates:
@@ -182,7 +188,7 @@ class TelegramAdapter:
         """Take one chat's updates in their order."""
         for update in updates:
             try:
-                await self._dispatch(update)
+                await self._dispatch(update, updates)
             except StoreError:
                 raise  # not safe yet: Telegram must give it to us again
             except Exception:
@@ -190,14 +196,15 @@ class TelegramAdapter:
                 log.exception("update dropped", update_id=update.update_id)
             self._taken.add(update.update_id)
 
-    async def _dispatch(self, update: Update) -> None:
+    async def _dispatch(self, update: Update, batch: Sequence[Update]) -> None:
         assert self._translator is not None
         if update.callback_query:
             await self._press(update, update.callback_query)
         elif update.message_reaction:
             await self._vote(update, update.message_reaction)
-        elif message := self._translator.message(update):
+        elif message := self._albums.message(self._translator, update, batch):
             await self._service.receive(message)
+            self._albums.remember(update, message)
 
     async def _press(self, update: Update, query: CallbackQuery) -> None:
         """Do what a button says; what takes long goes on beside the polling."""
@@ -214,11 +221,11 @@ class TelegramAdapter:
         try:
             if meant and query.message:
                 press = self._translator.press(update, query, meant)
-                toast = await self._service.press(press)
+                toast = (await self._service.press(press)).text
             else:
                 toast = text("telegram.old_button", language)
         except FarenseError as problem:
-            toast = text(problem.key, language, **problem.values)
+            toast = explain(problem, language)
         except Exception:
             log.exception("button broke", update_id=update.update_id)
             toast = text("error.unexpected", language)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import telegram
@@ -26,6 +28,7 @@ from bot.domain import (
 _COMMAND = re.compile(r"/(\w{1,64})(?:@(\w+))?(?:\s+|$)")
 _THUMBS = {"👍": Action.UP, "👎": Action.DOWN}
 _SPACES = re.compile(r"[ \t]{2,}")
+ALBUMS_KEPT = 500  # albums that are remembered; the parts of one come within seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +99,8 @@ class Translator:
         if before == after:
             return None
         newest = next(iter(after - before or after), None)
+        # A thumb taken back speaks of itself only: a later vote by button stays.
+        gone = _THUMBS[next(iter(before))] if not newest and len(before) == 1 else None
         return Press(
             action=_THUMBS[newest] if newest else Action.CLEAR,
             answer_id=AnswerId(0),
@@ -104,6 +109,7 @@ class Translator:
             source=_source(seen.chat),
             update_id=self.update_id(update),
             via="reaction",
+            cleared=gone,
         )
 
     def update_id(self, update: Update) -> str:
@@ -155,6 +161,46 @@ class Translator:
 
 
 _FOREIGN = ("", "")
+
+
+class Albums:
+    """An album comes as one message a photo: the first with words stands for it, else the first."""
+
+    def __init__(self) -> None:
+        self._taken: OrderedDict[str, bool] = OrderedDict()  # by album: whether it had words
+
+    def message(
+        self, translate: Translator, update: Update, batch: Sequence[Update]
+    ) -> Message | None:
+        """The message of an update; None where another photo of its album stands for it."""
+        message = translate.message(update)
+        album = _album(update)
+        if message is None or album is None:
+            return message
+        together = [
+            photo
+            for each in batch
+            if _album(each) == album and (photo := translate.message(each)) is not None
+        ]
+        first = next((photo for photo in together if _has_words(photo)), together[0])
+        had_words = self._taken.get(album)
+        is_late = had_words is not None and (had_words or not _has_words(message))
+        return None if is_late or message.update_id != first.update_id else message
+
+    def remember(self, update: Update, message: Message) -> None:
+        """Keep in mind that an album's message is safely stored."""
+        if album := _album(update):
+            self._taken[album] = _has_words(message)
+            while len(self._taken) > ALBUMS_KEPT:
+                self._taken.popitem(last=False)
+
+
+def _album(update: Update) -> str | None:
+    return update.message.media_group_id if update.message else None
+
+
+def _has_words(message: Message) -> bool:
+    return bool(message.text or message.command)
 
 
 def chat_of(chat: telegram.Chat, message: telegram.Message | None = None) -> Chat:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console
 
@@ -34,7 +36,7 @@ GROUPS: dict[str, Measure] = {
     "peer": peer.decode,
     "memory": memory.engine_memory,
 }
-PATIENCE = 600.0  # seconds that a group may take
+PATIENCE = 900.0  # seconds that a group may take
 
 
 def main() -> int:
@@ -53,7 +55,7 @@ def main() -> int:
     if given.write:
         given.write.write_text(page(report), encoding="utf-8")
     if failed:
-        print(f"failed: {', '.join(failed)}; see {SCRATCH}")
+        print(f"failed: {', '.join(failed)}; their logs are in {SCRATCH}")
     return int(bool(failed) or any(one.holds is False for one in report.figures))
 
 
@@ -77,15 +79,26 @@ def _measure(name: str, given: argparse.Namespace, report: Report) -> bool:
         result = Path(folder) / "figures.json"
         command = [sys.executable, "-m", "bench", "--one", name, "--json", str(result)]
         command += ["--quick"] * given.quick + (["--model", given.model] if given.model else [])
-        try:
-            subprocess.run(command, stdout=log, stderr=log, check=True, timeout=PATIENCE)
-        except subprocess.SubprocessError:
+        if not _run(command, log):
             return False
         figures = from_json(result.read_text(encoding="utf-8")).figures
     report.figures.extend(figures)
     for group in dict.fromkeys(one.group for one in figures):
         report.load[group] = [report.load.get(group, [before])[0], os.getloadavg()[0]]
     return True
+
+
+def _run(command: list[str], log: IO[bytes]) -> bool:
+    """Run a child to its end or for as long as it may; nothing that it started stays behind."""
+    child = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+    try:
+        return child.wait(PATIENCE) == 0
+    except subprocess.TimeoutExpired:
+        return False
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
 
 
 if __name__ == "__main__":

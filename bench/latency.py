@@ -27,7 +27,7 @@ async def second_turn(options: Options) -> list[Figure]:
     pairs: list[tuple[float, float]] = []
     notes: list[str] = []
     async with our_engine(options.model, EngineSettings()) as ours:
-        for number in range(2 if options.quick else 7):
+        for number in range(2 if options.quick else 5):
             talk = _talk(ours, number)
             key = f"talk-{number}"
             answer = await ours.read(ours.request(talk, 24, conversation=key))
@@ -62,7 +62,7 @@ async def long_prompt(options: Options) -> list[Figure]:
     reading: list[float] = []
     settings = EngineSettings(cache_mb=2048)  # room for all eight at once
     async with our_engine(options.model, settings) as ours:
-        for _ in range(1 if options.quick else 3):
+        for _ in range(1 if options.quick else 2):
             streams, arrived, long = await _disturb(ours)
             usual, longest = _waits(streams, arrived, long.times[0])
             waits.append((longest, usual))

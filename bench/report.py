@@ -105,20 +105,19 @@ def percentile(values: Sequence[float], percent: int) -> float:
 
 def table(report: Report) -> Table:
     """The report for a terminal."""
-    shown = Table(title=" · ".join(report.machine.values()))
-    for title in ("", "figure", "median", "spread", "n", "target", ""):
+    shown = Table(caption="\n".join(report.machine.values()), caption_justify="left")
+    for title in ("figure", "median", "spread", "n", "target", ""):
         shown.add_column(title, justify="right" if title in {"median", "n"} else "left")
     group = ""
     for one in report.figures:
         if one.group != group:
+            group = one.group
             shown.add_section()
-        name = f"{one.name}\n[dim]{one.note}[/]" if one.note else one.name
+            shown.add_row(f"[bold]{group}")
+        name = f"  {one.name}" + (f"\n  [dim]{one.note}" if one.note else "")
         colour = {True: "[green]", False: "[red]", None: ""}[one.holds]
-        cells = _cells(one)
-        shown.add_row(
-            one.group if one.group != group else "", name, *cells[:-1], colour + cells[-1]
-        )
-        group = one.group
+        *cells, verdict = _cells(one)
+        shown.add_row(name, *cells, colour + verdict)
     return shown
 
 

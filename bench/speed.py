@@ -19,8 +19,7 @@ from config.settings import EngineSettings
 from engine.plan import detect
 
 MANY = 8
-STOCK_NAME = "mlx_lm.server as it comes"
-TUNED_NAME = "mlx_lm.server with our BLAS and float32"
+THEIRS = "mlx_lm.server"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +41,14 @@ async def against_stock(options: Options) -> list[Figure]:
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(our_engine(options.model, EngineSettings()))
         folder = ours.folder
-        stock = await stack.enter_async_context(server(STOCK_NAME, STOCK, folder))
+        stock = await stack.enter_async_context(server(THEIRS, STOCK, folder))
         counter = Counter(folder)
         rounds, tokens = (1, 16) if options.quick else (3, 32)
         many = await contest([ours, stock], counter, MANY, tokens, rounds)
         one = await contest([ours, stock], counter, 1, tokens, 0 if options.quick else 2)
     return [
-        *compare(name, many, STOCK_NAME, MANY, rate=Target("≥", 12), first=Target("≤", 0.1)),
-        *compare(name, one, STOCK_NAME, 1),
+        *compare(name, many, THEIRS, MANY, rate=Target("≥", 12), first=Target("≤", 0.1)),
+        *compare(name, one, THEIRS, 1),
     ]
 
 
@@ -62,7 +61,7 @@ async def against_tuned(options: Options) -> list[Figure]:
         ours = await stack.enter_async_context(our_engine(options.model, EngineSettings()))
         folder = ours.folder
         copy = await asyncio.to_thread(float32_folder, folder)
-        tuned = await stack.enter_async_context(server(TUNED_NAME, TUNED, copy))
+        tuned = await stack.enter_async_context(server(THEIRS, TUNED, copy))
         tokens = 32 if options.quick else 64
         whole = await stack.enter_async_context(WholeBot.on(ours.engine, tokens))
         counter = Counter(folder)
@@ -70,8 +69,8 @@ async def against_tuned(options: Options) -> list[Figure]:
         many = await contest([ours, tuned, whole], counter, MANY, tokens, rounds)
         one = await contest([ours, tuned, whole], counter, 1, tokens, rounds)
     return [
-        *compare(name, many, TUNED_NAME, MANY, rate=Target("≥", 1.15)),
-        *compare(name, one, TUNED_NAME, 1, rate=Target("≥", 1)),
+        *compare(name, many, THEIRS, MANY, rate=Target("≥", 1.15)),
+        *compare(name, one, THEIRS, 1, rate=Target("≥", 1)),
     ]
 
 

@@ -161,7 +161,8 @@ class Settings(BaseSettings):
 def load_settings(home: Path | None = None, **given: Any) -> Settings:
     """Read the settings for a state folder; `given` values win over every other source.
 
-    Raises pydantic's ValidationError, tomllib's TOMLDecodeError, SecretInToml or UnknownSetting.
+    Raises ValidationError, SettingsError, TOMLDecodeError, UnicodeDecodeError, OSError,
+    RuntimeError (a home of nobody), SecretInToml or UnknownSetting.
     """
     folder = (home or default_home()).expanduser().absolute()
 
@@ -179,7 +180,8 @@ def load_settings(home: Path | None = None, **given: Any) -> Settings:
 
 def _check_toml(data: dict[str, Any]) -> None:
     for section, name in SECRETS:
-        if name in data.get(section, {}):
+        found = data.get(section)
+        if isinstance(found, dict) and name in found:
             raise SecretInToml(f"{section}.{name}")
     for name in data:
         if name not in Settings.model_fields:

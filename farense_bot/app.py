@@ -25,6 +25,7 @@ from farense_bot.supervisor import Supervisor
 log = structlog.get_logger(__name__)
 
 GREETING_WAIT = 5.0  # seconds that the platforms get before we say how they are
+CLOSING_WAIT = 1.5  # seconds that they get to leave, and then to close; a stop takes 10 at most
 
 
 @contextmanager
@@ -121,18 +122,19 @@ async def serve(settings: Settings, engine: Engine, say: Callable[[str], None]) 
         running = asyncio.create_task(supervisor.run(adapters))
         try:
             with _signals() as stop:
-                await _greet(settings, supervisor, adapters, running, say)
-                waiting = asyncio.create_task(stop.wait())
-                await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
+                ends = [running, asyncio.create_task(stop.wait())]
+                greeting = asyncio.create_task(_greet(settings, supervisor, adapters, say))
+                await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+                for task in (greeting, ends[1]):
+                    task.cancel()
             log.info("stopping")
         finally:
             await service.close()  # while the platforms can still say so to the fans
             running.cancel()
-            await asyncio.wait([running])
-            for adapter in adapters:
-                await adapter.close()
-        if not running.cancelled():
+            await asyncio.wait([running], timeout=CLOSING_WAIT)
+            closing = [asyncio.create_task(adapter.close()) for adapter in adapters]
+            await asyncio.wait(closing, timeout=CLOSING_WAIT)
+        if running.done() and not running.cancelled():
             running.result()
 
 
@@ -154,17 +156,14 @@ async def _greet(
     settings: Settings,
     supervisor: Supervisor,
     adapters: list[Adapter],
-    running: asyncio.Task[None],
     say: Callable[[str], None],
 ) -> None:
     """Say in plain words what is up, once every platform has had a moment to start."""
     deadline = asyncio.get_running_loop().time() + GREETING_WAIT
-    while not running.done() and asyncio.get_running_loop().time() < deadline:
+    while asyncio.get_running_loop().time() < deadline:
         if all(adapter.health.state is not State.STARTING for adapter in adapters):
             break
         await asyncio.sleep(0.05)
-    if running.done():
-        return
     language = settings.conversation.language
     for name, health in supervisor.health().items():
         key = f"start.{name}.{health.state}"

@@ -15,11 +15,12 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 
 from bot.errors import ConfigError, EngineDead, FarenseError
 from config.settings import SecretInToml, Settings, UnknownSetting, load_settings
-from config.texts import text
+from config.texts import catalogue, text
 from farense_bot.logs import configure
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -62,13 +63,14 @@ def chat(model: Model = None, home: Home = None) -> None:
 
     with _session(home, model, log="error") as settings:
         from farense_bot.app import build_engine, chat_service, state_folder
+        from farense_bot.supervisor import Supervisor
 
         async def talk() -> None:
             engine = build_engine(settings, stderr.print)
             async with chat_service(
                 settings, engine, lambda service: [ConsoleAdapter(service, settings)]
             ) as (_, adapters):
-                await adapters[0].run()
+                await Supervisor(engine, settings.conversation.language).run(adapters)
 
         with state_folder(settings):
             asyncio.run(talk())
@@ -156,9 +158,15 @@ def _read_settings(home: Path | None, given: dict[str, Any]) -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError("error.setting", where=where, reason=first["msg"]) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError("error.toml", reason=error) from None
+        known = f"setting.{first['type']}"
+        reason = text(known, "pt", **first.get("ctx", {})) if known in catalogue() else first["msg"]
+        raise ConfigError("error.setting", where=where, reason=reason) from None
+    except SettingsError as error:
+        raise ConfigError("error.not_json", reason=error) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("error.file_unreadable", reason=error) from None
+    except (OSError, RuntimeError) as error:
+        raise ConfigError("error.config_unreachable", reason=error) from None
     except SecretInToml as error:
         raise ConfigError("error.secret_in_toml", where=error) from None
     except UnknownSetting as error:

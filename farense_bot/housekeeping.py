@@ -28,7 +28,7 @@ async def keep_house(
     while True:
         try:
             await tidy(store, home / "backups", now())
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             log.warning("housekeeping failed", error=str(error))
         await asyncio.sleep(LOOK)
 

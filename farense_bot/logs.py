@@ -40,7 +40,7 @@ class Redact:
 def configure(settings: Settings) -> None:
     """Send our events and those of the libraries through one set of processors."""
     secrets = (settings.telegram.token, settings.discord.token, settings.web.password)
-    redact = Redact(secret.get_secret_value() for secret in secrets if secret)
+    redact = Redact(secret.get_secret_value().strip() for secret in secrets if secret)
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,

@@ -42,13 +42,20 @@ class Supervisor:
         return {"engine": engine, **states}
 
     async def run(self, adapters: Sequence[Adapter]) -> None:
-        """Serve. Raises EngineDead, or ConfigError when every platform is misconfigured."""
+        """Serve until every platform ended by itself, as a terminal's does.
+
+        Raises EngineDead, or ConfigError when every platform is misconfigured.
+        """
         self._adapters = adapters
         try:
             async with asyncio.TaskGroup() as group:
-                for adapter in adapters:
+                kept = [
                     group.create_task(self._keep(adapter), name=adapter.platform.value)
-                group.create_task(self._watch_engine(), name="engine watch")
+                    for adapter in adapters
+                ]
+                watch = group.create_task(self._watch_engine(), name="engine watch")
+                await asyncio.wait(kept)
+                watch.cancel()
         except ExceptionGroup as faults:
             raise faults.exceptions[0] from faults
 

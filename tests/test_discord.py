@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 from unittest.mock import AsyncMock, MagicMock
@@ -29,6 +30,7 @@ from bot.domain import (
     Post,
     Press,
     Source,
+    Toast,
 )
 from bot.errors import DeliveryFailed, HandleExpired, MessageGone, StoreError
 from bot.health import Health, State
@@ -53,24 +55,30 @@ class Desk:
     async def resume(self, platform: Platform) -> None:
         assert platform is Platform.DISCORD
         self.resumed += 1
+        self._fail()
 
-    async def receive(self, message: Message) -> None:
+    def _fail(self) -> None:
         if self.fault:
             raise self.fault
+
+    async def receive(self, message: Message) -> None:
+        self._fail()
         self.messages.append(message)
 
-    async def press(self, press: Press) -> str:
+    async def press(self, press: Press) -> Toast:
         self.presses.append(press)
-        return f"visto {press.action}"
+        return Toast(f"visto {press.action}")
 
-    async def correct(self, press: Press, text: str) -> str:
+    async def correct(self, press: Press, text: str) -> Toast:
         self.corrections.append((press, text))
-        return "guardado"
+        return Toast("guardado")
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
+        self._fail()
         return self.shown.get(message_id)
 
     async def newest_answer(self, chat: Chat) -> AnswerId | None:
+        self._fail()
         return self.newest
 
 
@@ -313,11 +321,12 @@ async def test_a_slow_vote_keeps_discord_waiting_politely(adapter, monkeypatch):
     monkeypatch.setattr("adapters.discord_client.PROMPT", 0)
     deferred = asyncio.Event()
 
-    async def vote() -> str:
+    async def vote() -> Toast:
         await deferred.wait()
-        return "Obrigado!"
+        return Toast("Obrigado!")
 
     interaction = AsyncMock()
+    interaction.response.is_done = lambda: True
     interaction.response.defer.side_effect = lambda **_: deferred.set()
     await adapter.connection()._toast(interaction, vote())
     interaction.response.defer.assert_awaited_once_with(ephemeral=True, thinking=True)
@@ -366,10 +375,12 @@ async def test_reactions_are_votes_that_can_be_taken_back(world, desk, adapter):
     shown = await answered(world, desk, adapter)
     for emoji in ("👍🏽", "👎", "🦁"):
         await world.ana.react(shown, emoji)
-    await world.ana.unreact(shown, "👎")
-    assert [(press.action, press.via) for press in desk.presses] == [
-        (Action.UP, "reaction"), (Action.DOWN, "reaction"), (Action.CLEAR, "reaction"),
-    ]  # fmt: skip
+    await world.ana.unreact(shown, "👍🏽")
+    assert [(press.action, press.cleared, press.via) for press in desk.presses] == [
+        (Action.UP, None, "reaction"),
+        (Action.DOWN, None, "reaction"),
+        (Action.CLEAR, Action.UP, "reaction"),  # and the 👎 stays
+    ]
     assert len({press.update_id for press in desk.presses}) == 3
     question = world.channel.history()[0]
     await world.ana.react(question, "👍")
@@ -420,23 +431,108 @@ async def test_a_server_error_may_be_tried_again(world, desk, adapter):
     assert world.user.dm_channel.last_message.content == "Olá!"
 
 
-async def test_a_fault_in_one_event_leaves_the_others_alone(world, desk, adapter):
-    desk.fault = StoreError()
+async def test_a_fault_in_one_event_leaves_the_others_alone(world, desk, adapter, capsys):
+    shown = await answered(world, desk, adapter)
+    desk.messages.clear()
+    desk.fault = StoreError("store.locked", path="/secret")
     await world.user.send_dm("um")
-    assert world.user.dm_channel.last_message.content == text("error.store", "pt")
-    asked = await world.ana.slash(world.channel, "perguntar", texto="dois")
-    assert asked.response.content == text("error.store", "en")
+    assert world.user.dm_channel.last_message.content == text("error.unexpected", "pt")
+    for command, typed in (("perguntar", {"texto": "dois"}), ("corrigir", {})):
+        asked = await world.ana.slash(world.channel, command, **typed)
+        assert asked.response.content == text("error.unexpected", "en")
+        assert asked.ephemeral is (command == "corrigir")
+    await world.ana.react(shown, "👍")
+    assert "Traceback" not in capsys.readouterr().out
     desk.fault = None
     await world.user.send_dm("três")
     assert [message.text for message in desk.messages] == ["três"]
 
 
-async def test_connected_is_up_and_what_was_open_is_answered_once(world, desk, adapter):
+async def test_whenever_it_is_connected_what_is_open_is_answered(world, desk, adapter):
     assert adapter.health == Health(State.UP)
-    world.env.bot.dispatch("disconnect")
-    await world.env.settle()
-    assert adapter.health.state is State.DOWN
-    world.env.bot.dispatch("resumed")
-    await world.env.settle()
-    assert adapter.health.state is State.UP
-    assert desk.resumed == 1
+    for event, times in (("resumed", 2), ("ready", 3)):
+        world.env.bot.dispatch("disconnect")
+        await world.env.settle()
+        assert adapter.health.state is State.DOWN
+        world.env.bot.dispatch(event)
+        await world.env.settle()
+        assert adapter.health.state is State.UP
+        assert desk.resumed == times
+
+
+async def test_a_store_that_fails_at_a_connection_is_asked_again(world, desk, adapter, monkeypatch):
+    monkeypatch.setattr("adapters.discord.RESUME_WAIT", 0)
+    desk.fault = StoreError()
+    resuming = asyncio.create_task(adapter._note(State.UP))
+    async with asyncio.timeout(10):
+        while desk.resumed < 4:
+            await asyncio.sleep(0)
+        desk.fault = None
+        await resuming
+    desk.fault = StoreError()
+    resuming = asyncio.create_task(adapter._note(State.UP))
+    await asyncio.sleep(0)
+    await adapter._note(State.DOWN)
+    async with asyncio.timeout(10):
+        await resuming  # without a connection there is nobody to answer
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, 10062), (400, 40060), (503, 0)])
+async def test_what_a_fan_did_counts_although_discord_no_longer_listens(
+    world, desk, adapter, *, capsys, caplog, monkeypatch, status, code
+):
+    shown = await answered(world, desk, adapter)
+    opened = await world.ana.click(shown, custom_id="fb:fx:7")
+    monkeypatch.setattr("asyncio.sleep", AsyncMock())  # discord.py tries a 503 again, later
+    world.env.inject_error("POST", "/interactions/*", status=status, code=code, times=None)
+    await world.ana.click(shown, custom_id="fb:up:7")
+    await world.ana.click(shown, custom_id="fb:fx:7")
+    await world.ana.slash(world.channel, "corrigir")
+    await world.ana.submit_modal(opened, {"correction": "Foi em 1910."})
+    assert [press.action for press in desk.presses] == [Action.UP]
+    assert [typed for _, typed in desk.corrections] == ["Foi em 1910."]
+    said = capsys.readouterr().out
+    assert said.count(f"reason={status}/{code}") == 4
+    assert "Traceback" not in said + caplog.text
+    assert caplog.records == []
+
+
+async def test_a_slow_vote_counts_although_discord_gave_the_tap_up(adapter, monkeypatch):
+    monkeypatch.setattr("adapters.discord_client.PROMPT", 0)
+    voted = asyncio.Event()
+    deferred = asyncio.Event()
+
+    async def vote() -> Toast:
+        await deferred.wait()
+        voted.set()
+        return Toast("Obrigado!")
+
+    async def expired(**_: object) -> None:
+        deferred.set()
+        raise discord.NotFound(MagicMock(status=404), {"code": 10062, "message": "Unknown"})
+
+    interaction = AsyncMock()
+    interaction.response.defer.side_effect = expired
+    interaction.response.is_done = lambda: False
+    await adapter.connection()._toast(interaction, vote())
+    assert voted.is_set()
+    interaction.edit_original_response.assert_not_awaited()
+
+
+@pytest.mark.parametrize("name", ["discord.http", "discord.webhook.async_", "discord.gateway"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://discord.com/api/v10/webhooks/12/{token}/messages/5",
+        "http://127.0.0.1:9/api/v10/interactions/12/{token}/callback",
+        "{{'d': {{'token': '{token}'}}}}",
+    ],
+)
+async def test_an_interactions_token_is_never_logged(adapter, caplog, name, address):
+    token = "aW50ZXJhY3Rpb246MTI6" + "x_-9" * 40
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger(name).warning("%s %s is slow: %d", "PATCH", address.format(token=token), 429)
+    assert token not in caplog.text
+    assert token[:20] not in caplog.text
+    assert "PATCH" in caplog.text
+    assert "429" in caplog.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from discord.http import Route
 
 from adapters.discord import DiscordAdapter
 from adapters.discord_render import render
-from bot.domain import AnswerId, Buttons, Chat, Destination, Message, Platform, Post, Press
+from bot.domain import AnswerId, Buttons, Chat, Destination, Message, Platform, Post, Press, Toast
 from bot.errors import ConfigError, DeliveryFailed, DeliveryUnknown, HandleExpired, RetryAfter
 from bot.health import State
 from bot.ports import Engine, Pace
@@ -23,6 +24,7 @@ from bot.service import ChatService
 from bot.store import Store
 from config.settings import DiscordSettings, EngineSettings, Settings
 from engine.echo import EchoEngine
+from tests.servers.bot import killed_at_the_end
 from tests.servers.discord.proxy import Loopback, cut, refuse
 
 pytestmark = pytest.mark.node
@@ -46,9 +48,9 @@ class Desk:
         self.messages.append(message)
         await self.tell()
 
-    async def press(self, press: Press) -> str:
+    async def press(self, press: Press) -> Toast:
         self.presses.append(press)
-        return "Obrigado!"
+        return Toast("Obrigado!")
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         return None
@@ -171,11 +173,15 @@ async def test_a_long_rate_limit_is_left_to_the_caller(loopback, desk, adapter):
     assert len(await loopback.shown()) == 1
 
 
-async def test_an_interaction_shares_the_way_rate_limits_are_told(loopback, desk, adapter):
+async def test_an_interaction_shares_the_way_rate_limits_are_told(loopback, desk, adapter, caplog):
     to = await commanded(loopback, desk)
-    loopback.faults.append(("/webhooks/", refuse(429, retry_after=65.0, **{"global": False})))
+    for wait in (65.0, 0.0):  # the library raises one and waits the other out
+        loopback.faults.append(("/webhooks/", refuse(429, retry_after=wait, **{"global": False})))
     with pytest.raises(RetryAfter):
         await adapter.transport.send(to, Post("Olá!"))
+    await adapter.transport.send(to, Post("Olá!"))
+    assert caplog.text.count("We are being rate limited") == 2
+    assert json.loads(to.handle)["token"] not in caplog.text
     loopback.faults.append(("/webhooks/", refuse(404, 10015)))
     with pytest.raises(HandleExpired):
         await adapter.transport.send(to, Post("Olá!"))
@@ -218,7 +224,7 @@ async def test_a_lost_gateway_is_found_again(loopback, desk, adapter):
     await state_is(adapter, State.UP)
     await asked(loopback, desk, "ainda aí?")
     assert desk.messages[-1].text == "ainda aí?"
-    assert desk.resumed == 1
+    assert desk.resumed == 2
 
 
 @pytest.mark.parametrize("refused_by", ["api", "gateway"])
@@ -315,6 +321,26 @@ async def test_a_whole_conversation_and_its_buttons_after_a_restart(loopback, tm
         await loopback.until(lambda: len(loopback.of("POST", "/callback$")) == 5)
         assert await store.votes(AnswerId(1)) == (0, 1)
         assert (await store.counts())["corrections"] == 1
+
+
+async def test_kill_9_in_mid_answer_ends_in_one_answer_on_the_same_message(loopback, tmp_path):
+    words = ("Força Farense! " * 20).strip()
+    given = {
+        "FARENSE_DISCORD__TOKEN": loopback.token,
+        "FARENSE_DISCORD__API_URL": loopback.api_url,
+        "FARENSE_DISCORD__GATEWAY_URL": loopback.gateway_url,
+    }
+    async with killed_at_the_end("discord", tmp_path, 0.1, **given):
+        await loopback.until(lambda: loopback.connections > 0)
+        await loopback.act("simulateUserMessage", content=f"<@{loopback.bot}> {words}")
+        await loopback.until(lambda: bool(loopback.of("PATCH", "/messages/")))
+    [begun] = await loopback.shown()
+    assert buttons(begun) == ["fb:st:1"]
+    async with killed_at_the_end("discord", tmp_path, 0, **given):
+        await finished(loopback, 1)
+    [answer] = await loopback.shown()
+    assert (answer["id"], answer["content"]) == (begun["id"], words)
+    assert len(loopback.of("POST", "/messages$")) == 1
 
 
 @pytest.mark.model

@@ -490,7 +490,8 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
         "questions": "id conversation_id parent_id fan_key platform update_id message_id source"
         " text quoted created_at",
         "answers": "id question_id platform update_id attempt state text finish error crashes"
-        " persona model prompt created_at revision prompt_tokens cached_tokens completion_tokens queued"
+        " persona model prompt created_at revision prompt_tokens cached_tokens"
+        " completion_tokens queued"
         " first_token total",
         "deliveries": "answer_id piece chat_key message_id",
         "votes": "answer_id fan_key value source via created_at",

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from telegram import Update, User, error
 
-from adapters.telegram_inbound import Translator
+from adapters.telegram_inbound import ALBUMS_KEPT, Albums, Translator
 from adapters.telegram_limits import BURST, LATE, RATE, Limiter
 from adapters.telegram_render import LABELS, LIMIT, keyboard, parse_data, render, split
 from adapters.telegram_transport import core_errors
@@ -221,19 +221,96 @@ def reaction(old: list[str], new: list[str], **fields: Any):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "action"),
+    ("old", "new", "action", "cleared"),
     [
-        ([], ["👍"], Action.UP),
-        (["👍"], ["👎"], Action.DOWN),
-        (["❤"], ["❤", "👎"], Action.DOWN),
-        (["👍", "👎"], ["👎"], Action.DOWN),
-        (["👍"], [], Action.CLEAR),
-        (["👍"], ["❤"], Action.CLEAR),
+        ([], ["👍"], Action.UP, None),
+        (["👍"], ["👎"], Action.DOWN, None),
+        (["❤"], ["❤", "👎"], Action.DOWN, None),
+        (["👍", "👎"], ["👎"], Action.DOWN, None),
+        (["👍"], [], Action.CLEAR, Action.UP),
+        (["👎", "🔥"], ["❤"], Action.CLEAR, Action.DOWN),
+        (["👍", "👎"], [], Action.CLEAR, None),
     ],
 )
-def test_thumbs_are_votes(old, new, action):
+def test_thumbs_are_votes_and_one_that_is_taken_back_clears_itself_alone(old, new, action, cleared):
     press = reaction(old, new)
-    assert (press.action, press.via, press.fan.key) == (action, "reaction", "telegram:1")
+    assert (press.action, press.cleared) == (action, cleared)
+    assert (press.via, press.fan.key) == ("reaction", "telegram:1")
+
+
+# --- albums -----------------------------------------------------------------------------------
+
+PHOTO = {"photo": [{"file_id": "a", "file_unique_id": "b", "width": 1, "height": 1}]}
+
+
+def photos(*captions: str, album: str = "77", first: int = 1, **fields: Any) -> list[Update]:
+    """An album as it comes: one update a photo."""
+    return [
+        Update.de_json(
+            {"update_id": number}
+            | {"message": update(**PHOTO, media_group_id=album, **fields).message.to_dict()}
+            | ({} if not words else {"message": captioned(words, album, **fields)}),
+            None,
+        )
+        for number, words in enumerate(captions, first)
+    ]
+
+
+def captioned(words: str, album: str, **fields: Any) -> dict[str, Any]:
+    spot = mention(words)["entities"] if "@LeaoBot" in words else []
+    more = {"caption": words, "caption_entities": spot, "media_group_id": album}
+    return update(**PHOTO, **more, **fields).message.to_dict()
+
+
+def heard(albums: Albums, batch: list[Update]) -> list[str]:
+    """The words of what is handed on."""
+    said = []
+    for each in batch:
+        if got := albums.message(TRANSLATE, each, batch):
+            albums.remember(each, got)
+            said.append(got.text)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("captions", "words"),
+    [
+        (["", "", ""], [""]),
+        (["quem é?", "", ""], ["quem é?"]),
+        (["", "quem é?", "e este?"], ["quem é?"]),
+    ],
+)
+def test_an_album_is_one_message_and_its_words_win(captions, words):
+    albums = Albums()
+    assert heard(albums, photos(*captions)) == words
+    assert heard(albums, photos("", "", first=9)) == []  # the rest came later
+    assert heard(albums, photos("", album="78")) == [""]
+    assert heard(albums, [update(**PHOTO), update(text="olá")]) == ["", "olá"]
+
+
+def test_the_words_of_an_album_count_although_they_come_last():
+    albums = Albums()
+    assert heard(albums, photos("", "")) == [""]
+    assert heard(albums, photos("", "quem é?", first=5)) == ["quem é?"]
+    assert heard(albums, photos("e este?", first=9)) == []
+
+
+def test_in_a_group_the_words_for_the_bot_stand_for_the_album():
+    batch = photos("olhem", "@LeaoBot quem é?", "", chat=GROUP)
+    assert heard(Albums(), batch) == ["quem é?"]
+
+
+def test_an_album_that_could_not_be_stored_comes_again():
+    batch, albums = photos("", ""), Albums()
+    for _ in range(2):
+        assert albums.message(TRANSLATE, batch[0], batch) is not None
+
+
+def test_old_albums_are_forgotten():
+    albums = Albums()
+    for number in range(ALBUMS_KEPT + 1):
+        assert heard(albums, photos("", album=str(number))) == [""]
+    assert len(albums._taken) == ALBUMS_KEPT
 
 
 def test_other_reactions_and_nameless_ones_are_no_votes():

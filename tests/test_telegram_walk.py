@@ -28,6 +28,7 @@ from bot.domain import (
     Platform,
     Post,
     Press,
+    Toast,
 )
 from bot.errors import (
     ConfigError,
@@ -45,6 +46,7 @@ from bot.store import Store
 from config.settings import EngineSettings, Settings, TelegramSettings
 from config.texts import text
 from engine.echo import EchoEngine
+from tests.servers.bot import killed_at_the_end
 from tests.servers.telegram.proxy import (
     BOT,
     TOKEN,
@@ -66,12 +68,15 @@ class Recorder:
     messages: list[Message] = field(default_factory=list)
     presses: list[Press] = field(default_factory=list)
     resumed: int = 0
+    resume_faults: list[Exception] = field(default_factory=list)
     on_receive: Callable[[Message], Awaitable[None]] | None = None
     toast: str = "Obrigado!"
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def resume(self, platform: Platform) -> None:
         self.resumed += 1
+        if self.resume_faults:
+            raise self.resume_faults.pop()
 
     async def receive(self, message: Message) -> None:
         if self.on_receive:
@@ -79,10 +84,10 @@ class Recorder:
         self.messages.append(message)
         await self._tell()
 
-    async def press(self, press: Press) -> str:
+    async def press(self, press: Press) -> Toast:
         self.presses.append(press)
         await self._tell()
-        return self.toast
+        return Toast(self.toast)
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         return None
@@ -231,7 +236,7 @@ async def test_a_slow_or_broken_button_holds_nobody_up_and_still_gets_its_toast(
     monkeypatch.setattr(module, "PRESS", 0.01)
     go_on = asyncio.Event()
 
-    async def press(_press: Press) -> str:
+    async def press(_press: Press) -> Toast:
         await go_on.wait()
         raise RuntimeError
 
@@ -397,6 +402,29 @@ async def test_telegram_away_at_the_start_and_later_is_waited_for(loopback):
         await service.got(3)
         assert adapter.health.state is State.UP
     assert [message.text for message in service.messages] == ["um", "dois", "três"]
+    assert service.resumed == 2  # at the start, and when it was there again
+
+
+async def test_a_store_that_cannot_say_what_is_open_is_asked_again(loopback):
+    service = Recorder(resume_faults=[StoreError(), StoreError()])
+    async with running(TelegramAdapter(service, settings(loopback.url))) as adapter:
+        await loopback.until(lambda: adapter.health.state is State.DOWN)
+        await loopback.say("olá")
+        await service.got()
+        assert adapter.health.state is State.UP
+    assert service.resumed == 3
+
+
+async def test_an_album_is_received_once(loopback):
+    photo = [{"file_id": "a", "file_unique_id": "b", "width": 1, "height": 1}]
+    for number in range(3):
+        await loopback.say("", photo=photo, media_group_id="77", message_id=number + 1)
+    service = Recorder()
+    async with running(TelegramAdapter(service, settings(loopback.url))):
+        await loopback.until(lambda: loopback.confirmed >= 3)
+        await loopback.say("e então?")
+        await service.got(2)
+    assert [message.attachments for message in service.messages] == [1, 0]
 
 
 async def test_a_poll_that_hangs_is_cut_and_asked_again(loopback, monkeypatch):
@@ -682,6 +710,24 @@ async def test_drafts_end_in_one_message(loopback, tmp_path):
         await loopback.until(lambda: texts(loopback) == ["Claro: olá"])
         (shown,) = loopback.shown.values()
         assert buttons(shown) == ["up:1", "dn:1", "fx:1", "ag:1"]
+
+
+async def test_kill_9_in_mid_answer_ends_in_one_answer_on_the_same_message(loopback, tmp_path):
+    words = "Força Farense! " * 20
+    given = {"FARENSE_TELEGRAM__TOKEN": TOKEN, "FARENSE_TELEGRAM__BASE_URL": loopback.url}
+    async with killed_at_the_end("telegram", tmp_path, 0.1, **given):
+        await loopback.say(words)
+        await loopback.called("editMessageText")  # so the message is there, and known
+    ((key, shown),) = loopback.shown.items()
+    assert buttons(shown) == ["st:1"]
+    async with killed_at_the_end("telegram", tmp_path, 0, **given):
+        await loopback.until(lambda: buttons_shown(loopback) == ["up:1", "dn:1", "fx:1", "ag:1"])
+    async with killed_at_the_end("telegram", tmp_path, 0, **given):  # nothing is left to say
+        await loopback.say("e agora?")
+        await loopback.until(lambda: "e agora?" in texts(loopback))
+    assert list(loopback.shown)[0] == key
+    assert texts(loopback) == [words.strip(), "e agora?"]
+    assert len(loopback.of("sendMessage")) == 2
 
 
 @pytest.mark.model

@@ -34,6 +34,7 @@ from bot.domain import (
     Press,
     QuestionId,
     Source,
+    Toast,
 )
 from bot.errors import ConfigError, StoreError
 from bot.health import Health, State
@@ -52,6 +53,7 @@ class ScriptedService:
         self.exchanges: list[Exchange] = []
         self.resumed = asyncio.Event()
         self.fault: Exception | None = None
+        self.done = True
 
     async def resume(self, platform: Platform) -> None:
         assert platform is Platform.WEB
@@ -62,13 +64,13 @@ class ScriptedService:
             raise self.fault
         self.messages.append(message)
 
-    async def press(self, press: Press) -> str:
+    async def press(self, press: Press) -> Toast:
         self.presses.append(press)
-        return f"toast {press.action}"
+        return Toast(f"toast {press.action}", self.done)
 
-    async def correct(self, press: Press, correction: str) -> str:
+    async def correct(self, press: Press, correction: str) -> Toast:
         self.corrections.append((press.answer_id, correction))
-        return "toast"
+        return Toast("toast", self.done)
 
     async def newest_answer(self, chat: Chat) -> AnswerId | None:
         return self.exchanges[-1].answer.id if self.exchanges else None
@@ -452,16 +454,18 @@ async def test_correcting_without_a_text_names_the_newest_answer(house, visitor)
     async with house.visitor() as other:
         assert (await other.say("/corrigir")).json == {"shown": False, "correct": 3}
         assert len(await other.items()) == 2  # the command itself is not shown
-        answer = await other.post("/api/correct", {"answer_id": 3, "text": "Um leão."})
-    assert answer.json == {"toast": "toast"}
-    assert house.service.corrections == [(3, "Um leão.")]
+        for done in (False, True):  # the page keeps its form open until it is done
+            house.service.done = done
+            answer = await other.post("/api/correct", {"answer_id": 3, "text": "Um leão."})
+            assert answer.json == {"toast": "toast", "done": done}
+    assert house.service.corrections == [(3, "Um leão.")] * 2
     assert house.service.messages == []
 
 
 async def test_a_store_that_fails_is_told_and_the_words_are_not_shown_as_sent(house, visitor):
-    house.service.fault = StoreError()
+    house.service.fault = StoreError("store.locked", path="/secret")
     answer = await visitor.say("Olá")
-    assert (answer.status, answer.json) == (503, {"error": text("error.store")})
+    assert (answer.status, answer.json) == (503, {"error": text("error.unexpected")})
     assert await visitor.items() == []
     house.service.fault = None
     assert (await visitor.say("Olá")).status == 200
@@ -485,6 +489,16 @@ async def test_a_vote_can_be_given_changed_and_taken_back(house, visitor):
         seen.append((answer.json["toast"], (await visitor.items())[-1]["vote"]))
     assert seen == [("toast up", "up"), ("toast dn", "dn"), ("toast cl", None)]
     assert len({press.update_id for press in house.service.presses}) == 3
+    assert [press.cleared for press in house.service.presses] == [None, None, Action.DOWN]
+
+
+async def test_a_vote_that_was_not_kept_is_not_shown(house, visitor):
+    to = await house.chat_of(visitor)
+    await house.adapter.send(to, Post("resposta", Buttons(AnswerId(7))))
+    house.service.done = False
+    answer = await visitor.post("/api/press", {"action": "up", "answer_id": 7})
+    assert answer.json == {"toast": "toast up", "done": False}
+    assert (await visitor.items())[-1]["vote"] is None
 
 
 async def test_stop_and_again_are_passed_on_and_change_no_vote(house, visitor):

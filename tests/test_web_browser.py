@@ -15,12 +15,24 @@ import pytest_asyncio
 from playwright.async_api import Browser, BrowserContext, Locator, Page, async_playwright, expect
 
 from adapters.web import WebAdapter
-from bot.domain import Delta, Done, EngineStatus, Event, Finish, Queued, Request, Turn, Usage
+from bot.domain import (
+    AnswerId,
+    AnswerState,
+    Delta,
+    Done,
+    EngineStatus,
+    Event,
+    Finish,
+    Queued,
+    Request,
+    Turn,
+    Usage,
+)
 from bot.health import Health, State
 from bot.ports import Engine
 from bot.service import ChatService
 from bot.store import Store
-from config.settings import Settings
+from config.settings import EngineSettings, Settings
 from config.texts import text
 from engine.echo import EchoEngine
 from tests.servers.need import need
@@ -90,10 +102,14 @@ class PenEngine:
 class House:
     """The bot behind the page; it can be stopped and started again on the same store and port."""
 
-    def __init__(self, home: Path, engine: Engine | None = None) -> None:
+    def __init__(
+        self, home: Path, engine: Engine | None = None, limits: EngineSettings | None = None
+    ) -> None:
         self.pen = PenEngine()
         self.engine = engine or self.pen
+        self.limits = limits or EngineSettings()
         self.home = home
+        self.store: Store
         self.port = 0
         self.password: str | None = None
         self._stack = AsyncExitStack()
@@ -103,8 +119,9 @@ class House:
         return f"http://127.0.0.1:{self.port}/"
 
     async def start(self) -> None:
-        settings = Settings(home=self.home, web={"port": self.port, "password": self.password})
-        store = await self._stack.enter_async_context(Store.open(settings.database))
+        web = {"port": self.port, "password": self.password}
+        settings = Settings(home=self.home, web=web, engine=self.limits)
+        store = self.store = await self._stack.enter_async_context(Store.open(settings.database))
         engine = await self._stack.enter_async_context(self.engine)
         service = ChatService(engine, store, settings)
         adapter = WebAdapter(service, settings, lambda: {"engine": Health(State.UP)})
@@ -231,6 +248,64 @@ async def test_a_walk_on_the_echo_engine(chromium, tmp_path):
     await context.close()
     await house.stop()
     assert reader.complaints == []
+
+
+GROWTH = """() => {
+  window.seen = [];
+  new MutationObserver(() => {
+    const bubble = document.querySelector("article.running .bubble");
+    if (bubble) window.seen.push(bubble.textContent.length);
+  }).observe(document.getElementById("log"), {childList: true, subtree: true, characterData: true});
+}"""
+
+
+@pytest.mark.model
+async def test_the_embedded_model_answers_is_seen_writing_and_is_voted_on(
+    chromium, tmp_path, embedded_model
+):
+    from engine.mlx_engine import MLXEngine
+    from engine.plan import detect, prepare
+
+    limits = EngineSettings(temperature=0, max_tokens=40)
+    house = House(tmp_path, MLXEngine(limits, embedded_model, prepare(detect())), limits)
+    await house.start()
+    context = await chromium.new_context(locale="pt-PT")
+    reader = Reader(context, house)
+    page = await reader.arrive()
+    await page.evaluate(GROWTH)
+    await say(page, "What is the capital of Portugal?")
+    await expect(action(page, "up")).to_be_visible(timeout=60_000)
+    lengths = await page.evaluate("window.seen")
+    assert lengths == sorted(lengths)  # it only ever grows
+    assert len(set(lengths)) > 3
+    await expect(bubbles(page, "bot")).to_contain_text("Lisbon")
+    await action(page, "up").click()
+    await expect(action(page, "up")).to_have_attribute("aria-pressed", "true")
+    answer = await house.store.answer(AnswerId(1))
+    assert answer.state in {AnswerState.DONE, AnswerState.STOPPED}
+    assert "Lisbon" in answer.text
+    assert await house.store.votes(AnswerId(1)) == (1, 0)
+    await context.close()
+    await house.stop()
+    assert reader.complaints == []
+
+
+async def test_a_correction_that_was_refused_keeps_what_was_typed(reader, house, monkeypatch):
+    page = await reader.arrive()
+    await say(page, "Quem és?")
+    await action(page, "fx").click()
+    form = page.locator("form.fix")
+    words = "Leões de Faro! " * 400
+    await form.locator("textarea").fill(words)
+    await form.locator("[type=submit]").click()
+    most = Settings().conversation.max_chars
+    sentence = text("refusal.too_many_chars", most=most)
+    await expect(page.locator("#toast.on")).to_have_text(sentence)
+    await expect(form.locator("textarea")).to_have_value(words)
+    await form.locator("textarea").fill("Sou o bot dos Leões de Faro.")
+    await form.locator("[type=submit]").click()
+    await expect(page.locator("#toast.on")).to_have_text(text("toast.corrected"))
+    await expect(form).to_have_count(0)
 
 
 async def test_an_example_question_is_one_tap(reader):

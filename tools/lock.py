@@ -13,10 +13,10 @@ COMPILE = (
 )
 FILES = {
     "requirements-uv.txt": ("--group", "bootstrap"),
-    "requirements.txt": ("pyproject.toml", "--group", "build"),
+    "requirements.txt": ("pyproject.toml", "--group", "build", "--group", "embedded"),
     "requirements-dev.txt": (
-        *("pyproject.toml", "--group", "build", "--group", "dev", "--group", "bootstrap"),
-        *("-c", "requirements.txt"),
+        *("pyproject.toml", "--group", "build", "--group", "embedded"),
+        *("--group", "dev", "--group", "bootstrap", "-c", "requirements.txt"),
     ),
 }
 

@@ -4,7 +4,7 @@ set -euo pipefail
 for name in python3.13 python3.12 python3.11 python3.14 python3; do
   python=$(command -v "$name") || continue
   "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
-  "$python" -m venv "$1" && exit 0
+  "$python" -m venv --clear "$1" 2>/dev/null && exit 0
 done
 cat >&2 <<'TEXT'
 Não encontrei Python 3.11 ou mais recente (com venv). No Mac: brew install python@3.13. Em Debian ou Ubuntu: sudo apt install python3-venv

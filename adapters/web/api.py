@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from adapters.web.rooms import Item, Room, WebTransport
 from adapters.web.sessions import BROWSER, Browser
 from bot.commands import Argument, find, parse
-from bot.domain import Action, AnswerId, Message, Press, Source
+from bot.domain import Action, AnswerId, Message, Press, Source, Toast
 from bot.errors import FarenseError, Refusal
 from bot.service import ChatService
 
@@ -177,20 +177,34 @@ class ChatApi:
             raise Refusal("refusal.answer_gone")
         # A second tap on the same thumb takes the vote back.
         action = Action.CLEAR if pressed.action is item.vote else pressed.action
-        toast = await self._service.press(_press(browser, action, AnswerId(pressed.answer_id)))
-        if pressed.action in (Action.UP, Action.DOWN):
+        cleared = item.vote if action is Action.CLEAR else None
+        press = _press(browser, action, AnswerId(pressed.answer_id), cleared)
+        toast = await self._service.press(press)
+        if toast.done and pressed.action in (Action.UP, Action.DOWN):
             item.vote = None if action is Action.CLEAR else action
             room.put(item)
-        return web.json_response({"toast": toast})
+        return _told(toast)
 
     async def _post_correct(self, request: web.Request) -> web.Response:
         corrected = await body(request, _Corrected)
         browser: Browser = request[BROWSER]
         press = _press(browser, Action.FIX, AnswerId(corrected.answer_id))
-        return web.json_response({"toast": await self._service.correct(press, corrected.text)})
+        return _told(await self._service.correct(press, corrected.text))
 
 
-def _press(browser: Browser, action: Action, answer: AnswerId) -> Press:
+def _told(toast: Toast) -> web.Response:
+    return web.json_response({"toast": toast.text, "done": toast.done})
+
+
+def _press(
+    browser: Browser, action: Action, answer: AnswerId, cleared: Action | None = None
+) -> Press:
     return Press(
-        action, answer, browser.fan, browser.chat, Source.WEB, f"{browser.id}:{uuid.uuid4()}"
+        action,
+        answer,
+        browser.fan,
+        browser.chat,
+        Source.WEB,
+        f"{browser.id}:{uuid.uuid4()}",
+        cleared=cleared,
     )

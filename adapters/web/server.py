@@ -23,7 +23,7 @@ from adapters.web.sessions import (
     set_language,
 )
 from bot.domain import Chat, Fan, Platform
-from bot.errors import ConfigError, FarenseError, Refusal
+from bot.errors import ConfigError, FarenseError, Refusal, explain
 from bot.health import Health, State
 from bot.records import Exchange
 from bot.service import ChatService
@@ -153,7 +153,7 @@ class WebAdapter(WebTransport):
             )
         except FarenseError as error:
             status = 422 if isinstance(error, Refusal) else 503
-            return _sorry(status, text(error.key, language, **error.values))
+            return _sorry(status, explain(error, language))
         except Exception:
             log.exception("web request failed", path=request.path)
             return _sorry(500, text("error.unexpected", language))

@@ -189,7 +189,8 @@ function openFix(answer) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     if (!area.value.trim()) return area.focus();
-    if (await attempt("/api/correct", { answer_id: answer, text: area.value })) closeFix(row);
+    const kept = await attempt("/api/correct", { answer_id: answer, text: area.value });
+    if (kept?.done) closeFix(row); // else it stays open: nothing typed is lost
   };
   form.querySelector("[type=button]").onclick = () => closeFix(row);
   form.onkeydown = (event) => event.key === "Escape" && closeFix(row);

@@ -216,10 +216,12 @@ class Loopback:
         me = self._poller = asyncio.get_running_loop().create_future()
         await self._tell()
         seen = self._changes
+        found = await self._fetch()  # also by a poll that does not wait
         with suppress(TimeoutError):
             async with asyncio.timeout(float(data.get("timeout", 0))):
-                while not (me.done() or await asyncio.shield(self._fetch())):
+                while not (me.done() or found):
                     seen = await self._next_change(seen)
+                    found = await asyncio.shield(self._fetch())
         if me.done():
             return web.json_response(
                 {
