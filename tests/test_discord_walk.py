@@ -79,7 +79,7 @@ def settings(loopback: Loopback, **discord: Any) -> Settings:
 async def state_is(adapter: DiscordAdapter, state: State) -> None:
     """Wait until the adapter reports a state."""
     async with asyncio.timeout(20):
-        while adapter.health.state is not state:  # noqa: ASYNC110 (the adapter tells nobody)
+        while adapter.health.state is not state:
             await asyncio.sleep(0.01)
 
 
@@ -269,9 +269,12 @@ async def test_a_stopped_adapter_still_delivers_until_it_is_closed(loopback, des
 
 
 @asynccontextmanager
-async def bot(loopback: Loopback, home: Path, engine: Engine) -> AsyncIterator[Store]:
+async def bot(
+    loopback: Loopback, home: Path, engine: Engine, limits: EngineSettings | None = None
+) -> AsyncIterator[Store]:
     """The bot with everything real but the model."""
-    chosen = settings(loopback).model_copy(update={"home": home})
+    given = {"home": home, "engine": limits or EngineSettings()}
+    chosen = settings(loopback).model_copy(update=given)
     async with Store.open(chosen.database) as store, engine:
         service = ChatService(engine, store, chosen)
         adapter = DiscordAdapter(service, chosen)
@@ -331,7 +334,6 @@ async def test_kill_9_in_mid_answer_ends_in_one_answer_on_the_same_message(loopb
         "FARENSE_DISCORD__GATEWAY_URL": loopback.gateway_url,
     }
     async with killed_at_the_end("discord", tmp_path, 0.1, **given):
-        await loopback.until(lambda: loopback.connections > 0)
         await loopback.act("simulateUserMessage", content=f"<@{loopback.bot}> {words}")
         await loopback.until(lambda: bool(loopback.of("PATCH", "/messages/")))
     [begun] = await loopback.shown()
@@ -350,7 +352,7 @@ async def test_the_embedded_model_answers(loopback, tmp_path, embedded_model):
 
     chosen = EngineSettings(temperature=0, max_tokens=24)
     engine = MLXEngine(chosen, embedded_model, prepare(detect()))
-    async with bot(loopback, tmp_path, engine) as store:
+    async with bot(loopback, tmp_path, engine, chosen) as store:
         ask = f"<@{loopback.bot}> What is the capital of Portugal?"
         await loopback.act("simulateUserMessage", content=ask)
         [shown] = await finished(loopback, 1, patience=250)

@@ -451,15 +451,17 @@ async def test_what_was_written_while_the_mac_slept_is_answered_in_order(loopbac
 
 
 async def test_an_update_is_confirmed_only_when_it_is_stored(loopback):
-    stored = asyncio.Event()
+    begun, stored = asyncio.Event(), asyncio.Event()
 
     async def receive(_message: Message) -> None:
+        begun.set()
         await stored.wait()
 
     service = Recorder(on_receive=receive)
-    async with running(TelegramAdapter(service, settings(loopback.url))) as adapter:
+    async with running(TelegramAdapter(service, settings(loopback.url))):
         await loopback.say("guarda-me")
-        await loopback.until(lambda: adapter.health.state is State.UP)
+        async with asyncio.timeout(20):
+            await begun.wait()
         assert loopback.confirmed == 0
         stored.set()
         await loopback.until(lambda: loopback.confirmed > 0)
@@ -586,10 +588,15 @@ class Gate:
 
 @asynccontextmanager
 async def bot(
-    url: str, home: Path, engine: Engine, **telegram: Any
+    url: str,
+    home: Path,
+    engine: Engine,
+    limits: EngineSettings | None = None,
+    **telegram: Any,
 ) -> AsyncIterator[tuple[TelegramAdapter, Store]]:
     """The bot with everything real but the model."""
-    chosen = settings(url, **telegram).model_copy(update={"home": home})
+    given = {"home": home, "engine": limits or EngineSettings()}
+    chosen = settings(url, **telegram).model_copy(update=given)
     async with Store.open(chosen.database) as store, engine:
         service = ChatService(engine, store, chosen)
         adapter = TelegramAdapter(service, chosen)
@@ -725,7 +732,7 @@ async def test_kill_9_in_mid_answer_ends_in_one_answer_on_the_same_message(loopb
     async with killed_at_the_end("telegram", tmp_path, 0, **given):  # nothing is left to say
         await loopback.say("e agora?")
         await loopback.until(lambda: "e agora?" in texts(loopback))
-    assert list(loopback.shown)[0] == key
+    assert next(iter(loopback.shown)) == key
     assert texts(loopback) == [words.strip(), "e agora?"]
     assert len(loopback.of("sendMessage")) == 2
 
@@ -737,7 +744,7 @@ async def test_the_embedded_model_answers(loopback, tmp_path, embedded_model):
 
     chosen = EngineSettings(temperature=0, max_tokens=24)
     engine = MLXEngine(chosen, embedded_model, prepare(detect()))
-    async with bot(loopback.url, tmp_path, engine) as (_, store):
+    async with bot(loopback.url, tmp_path, engine, chosen) as (_, store):
         await loopback.say("What is the capital of Portugal?")
         done = ["up:1", "dn:1", "fx:1", "ag:1"]
         await loopback.until(lambda: buttons_shown(loopback) == done, patience=250)

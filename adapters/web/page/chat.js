@@ -115,6 +115,7 @@ function show(item) {
 function drop(id) {
   rows.get(id)?.remove();
   rows.delete(id);
+  greet();
 }
 
 /** The greeting stays until there is a question or an answer: a notice does not hide it. */
