@@ -1,8 +1,8 @@
-"""Running several answers through the model at once, each with a KV cache of its own.
+"""Running several answers through the model at once.
 
-mlx-lm's batch caches pad all rows to the longest and copy everything when a row joins or leaves:
-one long prompt then stalls every short answer. Here the linear layers see all rows together, and
-only attention goes row by row over what that row really holds. Joining and leaving cost nothing.
+mlx-lm's batch caches pad all rows to the longest: one long prompt then slows every short answer
+down. Here the linear layers see all rows together, attention takes those of like length at once
+(`engine.pack`), and one that is much longer goes on its own, over what it really holds.
 """
 
 from __future__ import annotations
@@ -16,31 +16,45 @@ import mlx.core as mx
 from mlx_lm.models import base
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
+from engine.pack import Pack
+
 ATTENTION = "scaled_dot_product_attention"
 PROBE_TOLERANCE = 0.05  # of the largest logit: half precision rounds, a wrong cache is far off
 
 
 class LayerCaches:
-    """What one layer of the model takes for its cache: the same layer's caches of all rows."""
+    """What one layer of the model takes for its cache: the pack's rows, then those on their own."""
 
-    def __init__(self, caches: Sequence[Any], offsets: Any) -> None:
+    def __init__(self, layer: int, pack: Pack, caches: Sequence[Any], offsets: Any) -> None:
+        self._layer = layer
+        self._pack = pack
         self._caches = caches
         self.offset = offsets
+        self.mask = pack.mask
+        self.packed: tuple[Any, Any] | None = None
         self.rows: list[tuple[Any, Any]] = []
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """Give each row its new key and value; `attend` reads the rows from here."""
-        count = len(self._caches)
-        pairs = zip(self._caches, mx.split(keys, count), mx.split(values, count), strict=True)
-        self.rows = [cache.update_and_fetch(key, value) for cache, key, value in pairs]
+        count = len(self._pack)
+        if count:
+            self.packed = self._pack.write(self._layer, keys[:count], values[:count])
+        if self._caches:
+            alone: list[Any] = [
+                mx.split(part[count:], len(self._caches)) for part in (keys, values)
+            ]
+            self.rows = [
+                cache.update_and_fetch(key, value)
+                for cache, key, value in zip(self._caches, *alone, strict=True)
+            ]
         return keys, values
 
     def make_mask(self, *_: object, **__: object) -> None:
-        """One new token sees everything before it: no mask."""
+        """One new token sees everything before it: no mask but the pack's own."""
 
 
 def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any]:
-    """Attention that goes row by row over `LayerCaches`, and is `original` for all else."""
+    """Attention over `LayerCaches`: the pack at once, then row by row; `original` for all else."""
 
     def attend(  # noqa: PLR0917 (mlx-lm's signature)
         queries: Any,
@@ -53,29 +67,36 @@ def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any
     ) -> Any:
         if not isinstance(cache, LayerCaches):
             return original(queries, keys, values, cache, scale, mask, sinks)
-        if cpu and sinks is None:
-            return _attend_grouped(queries * scale, cache.rows)
-        parts = mx.split(queries, len(cache.rows))
-        return mx.concatenate(
-            [
-                mx.fast.scaled_dot_product_attention(part, *kv, scale=scale, mask=None, sinks=sinks)
-                for part, kv in zip(parts, cache.rows, strict=True)
-            ]
-        )
+
+        def one(part: Any, kv: tuple[Any, Any], hidden: Any) -> Any:
+            if cpu and sinks is None:
+                return _attend_grouped(part * scale, *kv, hidden)
+            if hidden is not None:
+                hidden = hidden.astype(part.dtype)
+            return mx.fast.scaled_dot_product_attention(
+                part, *kv, scale=scale, mask=hidden, sinks=sinks
+            )
+
+        count = queries.shape[0] - len(cache.rows)
+        packed = [one(queries[:count], cache.packed, cache.mask)] if cache.packed else []
+        alone: Any = mx.split(queries[count:], len(cache.rows)) if cache.rows else []
+        parts = [one(part, kv, None) for part, kv in zip(alone, cache.rows, strict=True)]
+        return mx.concatenate([*packed, *parts]) if parts else packed[0]
 
     return attend
 
 
-def _attend_grouped(queries: Any, rows: Sequence[tuple[Any, Any]]) -> Any:
-    """For the CPU: one product for all heads that share a key, instead of one for each head."""
+def _attend_grouped(queries: Any, keys: Any, values: Any, mask: Any) -> Any:
+    """For the CPU: one product for all heads that share a key, instead of one for each head.
+
+    Queries (rows, heads, 1, width), keys and values (rows, groups, places, width).
+    """
     count, heads, _, width = queries.shape
-    groups = rows[0][0].shape[1]
-    parts = mx.split(queries.reshape(count, groups, heads // groups, width), count)
-    outputs = [
-        mx.softmax(part @ keys.swapaxes(-1, -2), axis=-1, precise=True) @ values
-        for part, (keys, values) in zip(parts, rows, strict=True)
-    ]
-    return mx.concatenate(outputs).reshape(count, heads, 1, -1)
+    groups = keys.shape[1]
+    scores = queries.reshape(count, groups, heads // groups, width) @ keys.swapaxes(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return (mx.softmax(scores, axis=-1, precise=True) @ values).reshape(count, heads, 1, -1)
 
 
 class RowKv:
@@ -108,21 +129,38 @@ class RowKv:
         return RowKv(copy.deepcopy(self.caches))
 
 
-def forward(model: Any, rows: Sequence[RowKv], inputs: Any, *, batched: bool) -> Any:
-    """Logits (rows, vocabulary) after one more token of each row; `inputs` is (rows,)."""
-    if len(rows) == 1:
+def unpack(pack: Pack, index: int) -> RowKv:
+    """One row of a pack as caches of its own, copied, so that the pack may go on."""
+    caches = []
+    for keys, values in pack.contents(index):
+        cache = KVCache()
+        cache.state = mx.contiguous(keys), mx.contiguous(values), keys.shape[2]
+        caches.append(cache)
+    return RowKv(caches)
+
+
+def forward(model: Any, pack: Pack, rows: Sequence[RowKv], inputs: Any) -> Any:
+    """Logits (rows, vocabulary) after one more token of each: the pack's rows, then the others.
+
+    `inputs` is (rows,), what each row reads next.
+    """
+    if not len(pack) and len(rows) == 1:
         return model(inputs[:, None], cache=rows[0].caches)[:, -1, :]
-    if not batched:
-        parts = mx.split(inputs, len(rows))
-        return mx.concatenate(
-            [
-                forward(model, [row], part, batched=False)
-                for row, part in zip(rows, parts, strict=True)
-            ]
-        )
-    offsets = mx.array([row.caches[0].offset for row in rows])
-    layers = zip(*(row.caches for row in rows), strict=True)
-    return model(inputs[:, None], cache=[LayerCaches(layer, offsets) for layer in layers])[:, -1, :]
+    pack.begin_step()
+    places = [length - 1 for length in pack.lengths] + [row.caches[0].offset for row in rows]
+    offsets = mx.array(places)
+    depth = len(model.layers)
+    layers = zip(*(row.caches for row in rows), strict=True) if rows else [()] * depth
+    caches = [LayerCaches(i, pack, layer, offsets) for i, layer in enumerate(layers)]
+    return model(inputs[:, None], cache=caches)[:, -1, :]
+
+
+def forward_in_turn(model: Any, rows: Sequence[RowKv], inputs: Any) -> Any:
+    """The same for models that cannot be batched: one after the other."""
+    parts = mx.split(inputs, len(rows))
+    return mx.concatenate(
+        [forward(model, Pack(), [row], part) for row, part in zip(rows, parts, strict=True)]
+    )
 
 
 def can_batch(model: Any) -> bool:
@@ -142,11 +180,15 @@ def can_batch(model: Any) -> bool:
 
 
 def _probe(model: Any) -> bool:
-    """Compare two rows of different length, computed together, with each on its own."""
-    inputs = mx.array([3, 4])
+    """Compare rows of different length, packed and on their own, with each computed alone."""
+    inputs = mx.array([3, 4, 3])
     try:
-        together = forward(model, _probe_rows(model), inputs, batched=True)
-        alone = forward(model, _probe_rows(model), inputs, batched=False)
+        pack = Pack()
+        first, second, third = _probe_rows(model)
+        for row in (first, second):
+            pack.join(row.caches)
+        together = forward(model, pack, [third], inputs)
+        alone = forward_in_turn(model, _probe_rows(model), inputs)
         spread = mx.abs(alone).max()
         return bool((mx.abs(together - alone).max() <= PROBE_TOLERANCE * spread).item())
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
@@ -154,8 +196,8 @@ def _probe(model: Any) -> bool:
 
 
 def _probe_rows(model: Any) -> list[RowKv]:
-    rows = [RowKv(make_prompt_cache(model)) for _ in range(2)]
-    for row, prompt in zip(rows, ([5, 6], [7, 8, 9]), strict=True):
+    rows = [RowKv(make_prompt_cache(model)) for _ in range(3)]
+    for row, prompt in zip(rows, ([5, 6], [7, 8, 9], [6]), strict=True):
         model(mx.array([prompt]), cache=row.caches)
     return rows
 

@@ -18,18 +18,24 @@ from bot.domain import Finish, Request
 from bot.errors import GenerationFailed
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
-from engine.rows import RowKv, can_batch, forward
+from engine.pack import Pack
+from engine.rows import RowKv, can_batch, forward, forward_in_turn, unpack
 from engine.sampling import PENALTY_WINDOW, Chooser, choose
 from engine.stops import Writer
+
+SHORT = 32  # tokens of a prompt that are read at once, whatever the pace: it is hardly a wait
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """One answer: the prompt and what was written so far; `kv` holds the first `read` of them."""
+    """One answer: the prompt and what was written so far; `kv` holds the first `read` of them.
+
+    None while the row is in its view's pack.
+    """
 
     request: Request
     max_tokens: int
-    kv: RowKv
+    kv: RowKv | None
     read: int
     chooser: Chooser
     writer: Writer
@@ -70,7 +76,8 @@ class View:
         self._cache = cache
         self._batched = can_batch(model)
         self._reading: deque[Row] = deque()
-        self._rows: list[Row] = []
+        self._pack = Pack()
+        self._rows: list[Row] = []  # those in the pack first, in its order
         self._inputs: Any = None  # (rows,): what each row reads next, perhaps not computed yet
         # A GPU computes the next step while the last one's tokens are passed on. On a CPU there is
         # nobody to compute meanwhile: being ahead would only make each token late by a step.
@@ -90,7 +97,7 @@ class View:
     @property
     def nbytes(self) -> int:
         """Memory held by the running answers' caches."""
-        return sum(row.kv.nbytes for row in self._everyone())
+        return self._pack.nbytes + sum(row.kv.nbytes for row in self._everyone() if row.kv)
 
     @property
     def reserved(self) -> int:
@@ -110,11 +117,12 @@ class View:
     def drop(self, request_id: str) -> Iterator[Report]:
         """Cancel an answer, wherever it is; what was read stays known."""
         for row in [row for row in self._everyone() if row.request.id == request_id]:
+            report = self._end(row, Finish.CANCELLED, row.written)
             if row in self._reading:
                 self._reading.remove(row)
             else:
                 self._keep([i for i, other in enumerate(self._rows) if other is not row])
-            yield self._end(row, Finish.CANCELLED, row.written)
+            yield report
 
     def fail(self) -> list[Report]:
         """Give up everything that runs and start afresh."""
@@ -122,7 +130,7 @@ class View:
             Failed(row.request.id, GenerationFailed()) for row in self._everyone()
         ]
         self._reading.clear()
-        self._rows, self._inputs = [], None
+        self._rows, self._inputs, self._pack = [], None, Pack()
         self._cache.forget(self.digest)
         return reports
 
@@ -131,7 +139,12 @@ class View:
         rows, inputs = self._rows, self._inputs
         if not rows:
             return []
-        logits = forward(self.model, [row.kv for row in rows], inputs, batched=self._batched)
+        alone = [row.kv for row in rows if row.kv]
+        logits = (
+            forward(self.model, self._pack, alone, inputs)
+            if self._batched
+            else forward_in_turn(self.model, alone, inputs)
+        )
         chosen = choose(logits, [row.chooser for row in rows], [row.recent for row in rows], inputs)
         mx.async_eval(chosen)  # type: ignore[no-untyped-call]  # mlx's stub
         for row in rows:
@@ -183,7 +196,10 @@ class View:
         return [Piece(name, text)]
 
     def _read_chunk(self, row: Row, most: int) -> None:
+        if not self.last_read and len(row.unread) <= SHORT:
+            most = SHORT
         if chunk := row.unread[: self._boundary(row, most)]:
+            assert row.kv is not None, "only rows that are being written are in the pack"
             self.model(mx.array([chunk]), cache=row.kv.caches)
             # With nobody writing nothing else waits for the device: do not let work pile up.
             compute = mx.async_eval if self._rows else mx.eval
@@ -196,8 +212,15 @@ class View:
     def _begin(self, row: Row) -> None:
         """The prompt is read: from the next step on the answer is written."""
         last = mx.array(row.request.tokens[-1:])
-        self._inputs = mx.concatenate([self._inputs, last]) if self._rows else last
-        self._rows.append(row)
+        at = len(self._rows)
+        if self._batched and row.kv and row.read and self._pack.accepts(row.read):
+            at = len(self._pack)
+            self._pack.join(row.kv.caches)
+            row.kv = None
+            mx.eval(self._pack.arrays)
+        others = self._inputs if self._rows else last[:0]
+        self._inputs = mx.concatenate([others[:at], last, others[at:]])
+        self._rows.insert(at, row)
 
     def _boundary(self, row: Row, most: int) -> int:
         """How far to read, but not past the end of the persona's prefix."""
@@ -206,17 +229,29 @@ class View:
 
     def _pin(self, row: Row) -> None:
         prefix = tuple(row.tokens[: row.read])
-        if not self._cache.is_pinned(self.digest, prefix):
+        if row.kv and not self._cache.is_pinned(self.digest, prefix):
             self._cache.pin(self.digest, prefix, row.kv.copy())
 
     def _keep(self, stay: list[int]) -> None:
-        self._rows = [self._rows[i] for i in stay]
-        self._inputs = self._inputs[mx.array(stay)] if stay else None
+        """Let all rows but these go; in the pack the last one takes the place of one that goes."""
+        order, packed = list(range(len(self._rows))), len(self._pack)
+        for index in sorted(set(order) - set(stay), reverse=True):
+            if index < packed:
+                packed -= 1
+                self._pack.remove(index)
+                order[index] = order[packed]
+                del order[packed]
+            else:
+                order.remove(index)
+        self._rows = [self._rows[i] for i in order]
+        self._inputs = self._inputs[mx.array(order)] if order else None
 
     def _end(self, row: Row, finish: Finish, written: int) -> Ended:
         if row.read:
             # Ahead, the cache may hold one token more than is known: it is cut off when used again.
-            entry = Entry(tuple(row.tokens[: row.read]), row.kv)
+            kv = row.kv or unpack(self._pack, self._rows.index(row))
+            mx.eval(kv.arrays)
+            entry = Entry(tuple(row.tokens[: row.read]), kv)
             self._cache.put(self.digest, row.request.conversation, entry)
         return Ended(row.request.id, finish, self.revision, max(0, written), row.cached)
 
