@@ -53,6 +53,27 @@ class LayerCaches:
         """One new token sees everything before it: no mask but the pack's own."""
 
 
+class ReadingCaches:
+    """What one layer takes for its cache while several prompts are read: each row has its own."""
+
+    def __init__(self, caches: Sequence[Any], counts: Sequence[int], offsets: Any) -> None:
+        self.caches = caches
+        self.counts = counts
+        self.offset = offsets
+        self.rows: list[tuple[Any, Any]] = []
+
+    def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
+        """Give each row its own tokens' keys and values; what is behind them is padding."""
+        self.rows = [
+            cache.update_and_fetch(keys[i : i + 1, :, :count], values[i : i + 1, :, :count])
+            for i, (cache, count) in enumerate(zip(self.caches, self.counts, strict=True))
+        ]
+        return keys, values
+
+    def make_mask(self, *_: object, **__: object) -> None:
+        """Each row's mask is made for its own length."""
+
+
 def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any]:
     """Attention over `LayerCaches`: the pack at once, then row by row; `original` for all else."""
 
@@ -65,6 +86,18 @@ def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any
         mask: Any,
         sinks: Any = None,
     ) -> Any:
+        if isinstance(cache, ReadingCaches):
+            longest = queries.shape[2]
+            parts = [
+                mx.pad(
+                    original(queries[i : i + 1, :, :count], *kv, own, scale, "causal", sinks),
+                    [(0, 0), (0, 0), (0, longest - count), (0, 0)],
+                )
+                for i, (count, kv, own) in enumerate(
+                    zip(cache.counts, cache.rows, cache.caches, strict=True)
+                )
+            ]
+            return mx.concatenate(parts)
         if not isinstance(cache, LayerCaches):
             return original(queries, keys, values, cache, scale, mask, sinks)
 
@@ -153,6 +186,16 @@ def forward(model: Any, pack: Pack, rows: Sequence[RowKv], inputs: Any) -> Any:
     layers = zip(*(row.caches for row in rows), strict=True) if rows else [()] * depth
     caches = [LayerCaches(i, pack, layer, offsets) for i, layer in enumerate(layers)]
     return model(inputs[:, None], cache=caches)[:, -1, :]
+
+
+def read_together(model: Any, rows: Sequence[RowKv], chunks: Sequence[Sequence[int]]) -> None:
+    """Read a piece of several prompts at once; their caches hold it then, not computed yet."""
+    counts = [len(chunk) for chunk in chunks]
+    longest = max(counts)
+    inputs = mx.array([[*chunk, *[0] * (longest - len(chunk))] for chunk in chunks])
+    offsets = mx.array([row.caches[0].offset for row in rows])
+    layers = zip(*(row.caches for row in rows), strict=True)
+    model(inputs, cache=[ReadingCaches(layer, counts, offsets) for layer in layers])
 
 
 def forward_in_turn(model: Any, rows: Sequence[RowKv], inputs: Any) -> Any:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # imports MLX, which must wait for the plan's BLAS
 
 MIB = 2**20
 FAULTS_LIMIT = 3  # steps in a row that may fail before the thread gives up
+SOON = 0.004  # seconds that an idle engine waits for more who came at the same moment
 TIDY_STEPS = 256  # steps between two returns of unused memory to the system
 
 Build = Callable[[LoadedModel], Any]
@@ -171,18 +172,20 @@ class Runner:
 
     def _take_orders(self) -> bool:
         """Carry out what was asked for, waiting for it when there is nothing to compute."""
+        soon = False
         while True:
             idle = all(view.idle for view in self._views)
             if idle and self.busy_since is not None:
                 self.busy_since = None
                 _return_memory()
             try:
-                order = self._orders.get(block=idle)
+                order = self._orders.get(block=idle or soon, timeout=SOON if soon else None)
             except queue.Empty:
                 return True
             if order is None:
                 return False
             order()
+            soon = idle or soon  # who comes at the same moment is read together
 
     def _settle(self) -> None:
         """Free views that nobody needs any more, and keep all KV caches within the budget."""

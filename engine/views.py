@@ -19,10 +19,19 @@ from bot.errors import GenerationFailed
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
 from engine.pack import Pack
-from engine.rows import RowKv, can_batch, forward, forward_in_turn, unpack
+from engine.rows import (
+    RowKv,
+    can_batch,
+    forward,
+    forward_in_turn,
+    read_together,
+    unpack,
+)
 from engine.sampling import PENALTY_WINDOW, Chooser, choose
 from engine.stops import Writer
 
+READ_FAULTS = (ValueError, RuntimeError, TypeError, IndexError)
+BURST = 56  # tokens of several short prompts that are read at once beside running answers
 SHORT = 32  # tokens of a prompt that are read at once, whatever the pace: it is hardly a wait
 
 
@@ -167,11 +176,12 @@ class View:
         """Read up to `budget` tokens of the prompts that came first."""
         self.last_read = 0
         reports: list[Report] = []
+        self._read_together(budget)
         while self._reading and self.last_read < budget:
             row = self._reading[0]
             try:
                 self._read_chunk(row, budget - self.last_read)
-            except (ValueError, RuntimeError, TypeError, IndexError):
+            except READ_FAULTS:
                 self._reading.popleft()
                 reports.append(Failed(row.request.id, GenerationFailed()))
                 continue
@@ -179,6 +189,32 @@ class View:
                 self._reading.popleft()
                 self._begin(row)
         return reports
+
+    def _read_together(self, budget: int) -> None:
+        """Read what is left of the prompts that came first, while it is short, in one go."""
+        room = max(budget, BURST) if self._rows else 2 * budget
+        rows: list[Row] = []
+        for row in self._reading:
+            unread = len(row.unread)
+            room -= unread
+            if not self._batched or unread > SHORT or row.read < row.request.pinned or room < 0:
+                break
+            rows.append(row)
+        pieces = [(row, row.kv, row.unread) for row in rows if row.kv and row.unread]
+        if len(pieces) > 1:
+            try:
+                read_together(self.model, [kv for _, kv, _ in pieces], [new for *_, new in pieces])
+                mx.eval([kv.arrays for _, kv, _ in pieces])
+            except READ_FAULTS:
+                for row, kv, _ in pieces:
+                    kv.trim(row.read)  # one of them is bad: each on its own will tell which
+                return
+            for row, _, new in pieces:
+                row.read += len(new)
+                self.last_read += len(new)
+            for row in rows:
+                self._reading.remove(row)
+                self._begin(row)
 
     def _advance(self, row: Row, token: int) -> list[Report]:
         """What one more token means for an answer."""
