@@ -25,9 +25,9 @@ def test_the_wheel_holds_one_package_with_its_data_and_runs(tmp_path):
         packed.extractall(site)
     for name in DATA:
         assert (site / "farense_bot" / name).is_file()
+    program = "import sys, farense_bot; sys.argv[1:] = ['ask', '--help']; farense_bot.main()"
     result = subprocess.run(
-        [sys.executable, "-c", "import sys, farense_bot; sys.argv[1:] = ['ask', '--help'];"
-         "farense_bot.main()"],
+        [sys.executable, "-c", program],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True,
         timeout=60, check=False,
     )  # fmt: skip
