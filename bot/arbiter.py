@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -162,7 +163,7 @@ class Arbiter:
             await asyncio.sleep(rest)
 
 
-class Job:
+class Job(ABC):
     """Something to be shown in one chat, call by call."""
 
     urgent = True  # whether it must be shown, not only may be
@@ -208,8 +209,9 @@ class Job:
             self._result.set_result(delivered)
         self._arbiter.remove(self)
 
+    @abstractmethod
     async def _advance(self) -> None:
-        raise NotImplementedError
+        """Make the next call."""
 
     @property
     def _repeatable(self) -> bool:
