@@ -13,6 +13,7 @@ import discord
 import pytest
 import simcord
 
+import adapters.discord
 from adapters.discord import DiscordAdapter
 from adapters.discord_commands import _essence
 from adapters.discord_inbound import guild_language, language_of
@@ -536,3 +537,25 @@ async def test_an_interactions_token_is_never_logged(adapter, caplog, name, addr
     assert token[:20] not in caplog.text
     assert "PATCH" in caplog.text
     assert "429" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("code", "key"),
+    [(4004, "discord.token_wrong"), (4013, "discord.intents"), (4014, "discord.intents")],
+)
+async def test_a_gateway_that_closes_for_good_is_a_matter_for_the_admin(code, key):
+    """A token that is revoked while the bot runs is told by the gateway's close code."""
+
+    class Closed:
+        close_code = code
+
+    error = discord.ConnectionClosed(Closed(), shard_id=None)
+    assert adapters.discord._only_admin_can_help(error) == key
+
+
+async def test_a_gateway_that_merely_closes_is_tried_again():
+    class Closed:
+        close_code = 1006
+
+    error = discord.ConnectionClosed(Closed(), shard_id=None)
+    assert adapters.discord._only_admin_can_help(error) is None
