@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -47,6 +48,7 @@ for _name in ("discord.http", "discord.webhook.async_", "discord.gateway"):
 FIRST_WAIT, LONGEST_WAIT = 5.0, 300.0  # seconds between two attempts to connect
 RESUME_WAIT = 5.0  # seconds until a store that could not say what is open is asked again
 CLOSING = 2.0  # seconds for a polite goodbye
+SHARED_FOR = 600.0  # seconds that another program's message counts as a sign of it
 BAD_TOKEN = 4004
 BAD_INTENTS = {4013, 4014}
 
@@ -62,17 +64,21 @@ class DiscordAdapter:
         self._client: Client | None = None
         self._health = Health(State.STARTING)
         self._wait = FIRST_WAIT
+        self._shared_until = 0.0  # as long as another program seems to use the token too
         self._addresses = ExitStack()
         self.transport = DiscordTransport(lambda: self._client)
 
     @property
     def health(self) -> Health:
         """How the connection is right now."""
+        if time.monotonic() < self._shared_until:
+            language = self._settings.conversation.language
+            return Health(State.BROKEN, text("discord.conflict", language))
         return self._health
 
     def connection(self) -> Client:
         """A new client, which the transport uses from now on."""
-        self._client = Client(self._service, self._settings, self._note)
+        self._client = Client(self._service, self._settings, self._note, self._overhear)
         return self._client
 
     async def run(self) -> None:
@@ -120,6 +126,15 @@ class DiscordAdapter:
         if state is State.UP:
             self._wait = FIRST_WAIT
             await self._resume()
+
+    def _overhear(self, nonce: str) -> None:
+        """Notice a message in the bot's name that this program did not send."""
+        if self.transport.sent(nonce):
+            return
+        if time.monotonic() >= self._shared_until:
+            language = self._settings.conversation.language
+            log.error(text("discord.conflict", language), platform="discord")
+        self._shared_until = time.monotonic() + SHARED_FOR
 
     async def _resume(self) -> None:
         """Answer what is still open, as soon as the store can say what that is."""

@@ -49,7 +49,11 @@ class Client(discord.Client):
     """One connection to Discord, of the kind that needs no privileged intent."""
 
     def __init__(
-        self, service: ChatService, settings: Settings, notice: Callable[[State], Awaitable[None]]
+        self,
+        service: ChatService,
+        settings: Settings,
+        notice: Callable[[State], Awaitable[None]],
+        overheard: Callable[[str], None],
     ) -> None:
         super().__init__(
             intents=discord.Intents(
@@ -67,6 +71,7 @@ class Client(discord.Client):
         self.language = Language(settings.conversation.language)
         self.longest = min(settings.conversation.max_chars, LONGEST_FIELD)
         self._notice = notice
+        self._overheard = overheard
         self._order: weakref.WeakValueDictionary[int, asyncio.Lock] = weakref.WeakValueDictionary()
         self.tree = app_commands.CommandTree(self)
         for command in slash_commands(self.take):
@@ -105,7 +110,9 @@ class Client(discord.Client):
     # --- messages and commands ---------------------------------------------------------------
 
     async def on_message(self, message: discord.Message) -> None:
-        """A fan writes to the bot."""
+        """A fan writes to the bot, or the bot itself: another program may use its token."""
+        if self.user and message.author.id == self.user.id and message.nonce is not None:
+            self._overheard(str(message.nonce))
         if self.user is None or not is_for_us(message, self.user):
             return
         incoming = message_of(message, self.user, self.language)

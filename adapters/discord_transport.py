@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -39,6 +40,7 @@ log = structlog.get_logger(__name__)
 LIMIT = 2000  # characters of one message
 _ROOM = 100  # what escaping may add to a piece before it is cut again
 _SHORTEST = 50
+NONCES = 1000  # of our last messages that are remembered
 _NONCE = 25  # Discord's longest
 TOKEN_LIFE = 15 * 60 - 10  # seconds that an interaction can be answered, less a margin
 UNKNOWN_MESSAGE = 10008
@@ -92,6 +94,11 @@ class DiscordTransport:
 
     def __init__(self, client: Callable[[], discord.Client | None]) -> None:
         self._client = client
+        self._nonces: deque[str] = deque(maxlen=NONCES)
+
+    def sent(self, nonce: str) -> bool:
+        """Whether a message with this nonce is one of ours, lately."""
+        return nonce in self._nonces
 
     def split(self, text: str) -> list[str]:
         """Cut CommonMark into pieces that fit one message once they are rendered."""
@@ -116,6 +123,7 @@ class DiscordTransport:
             }
         if post.nonce:
             body |= {"nonce": _nonce(post.nonce), "enforce_nonce": True}
+            self._nonces.append(body["nonce"])
         route = Route("POST", "/channels/{channel_id}/messages", channel_id=to.chat.id)
         return str((await self._call(route, None, body))["id"])
 

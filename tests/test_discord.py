@@ -559,3 +559,19 @@ async def test_a_gateway_that_merely_closes_is_tried_again():
 
     error = discord.ConnectionClosed(Closed(), shard_id=None)
     assert adapters.discord._only_admin_can_help(error) is None
+
+
+async def test_another_bot_on_the_same_token_is_told_to_the_admin(world, desk, adapter):
+    await world.ana.send(world.channel, f"{world.me} quem joga hoje?")
+    await adapter.transport.send(to(desk.messages[0]), Post("O Farense!", nonce="5.0.0"))
+    ours = await world.env.bot.get_channel(world.channel.id).fetch_message(
+        world.channel.last_message.id
+    )
+    ours.nonce = "5.0.0"
+    await world.env.bot.on_message(ours)
+    assert adapter.health.state is not State.BROKEN  # its own message is no sign of another
+    # The same user, from another program; Discord passes its nonce on, simcord does not.
+    other = await world.env.bot.get_channel(world.channel.id).send("O Farense!")
+    other.nonce = "9.0.0"
+    await world.env.bot.on_message(other)
+    assert adapter.health == Health(State.BROKEN, text("discord.conflict", "pt"))
