@@ -32,6 +32,7 @@ from engine.stops import Writer
 
 READ_FAULTS = (ValueError, RuntimeError, TypeError, IndexError)
 BURST = 56  # tokens of several short prompts that are read at once beside running answers
+SHORT_AFTER = 1024  # tokens read before: after more, attention makes even few tokens slow
 SHORT = 32  # tokens of a prompt that are read at once, whatever the pace: it is hardly a wait
 
 
@@ -59,6 +60,12 @@ class Row:
     def unread(self) -> list[int]:
         """What of the prompt is still to be read; its last token belongs to the first step."""
         return self.tokens[self.read : len(self.request.tokens) - 1]
+
+    @property
+    def is_short(self) -> bool:
+        """Whether what is left of the prompt is read in a moment: few tokens, on few before."""
+        few = len(self.unread) <= SHORT and self.read <= SHORT_AFTER
+        return few and self.read >= self.request.pinned
 
     @property
     def recent(self) -> list[int]:
@@ -197,7 +204,7 @@ class View:
         for row in self._reading:
             unread = len(row.unread)
             room -= unread
-            if not self._batched or unread > SHORT or row.read < row.request.pinned or room < 0:
+            if not self._batched or not row.is_short or room < 0:
                 break
             rows.append(row)
         pieces = [(row, row.kv, row.unread) for row in rows if row.kv and row.unread]
@@ -232,7 +239,7 @@ class View:
         return [Piece(name, text)]
 
     def _read_chunk(self, row: Row, most: int) -> None:
-        if not self.last_read and len(row.unread) <= SHORT:
+        if not self.last_read and row.is_short:
             most = SHORT
         if chunk := row.unread[: self._boundary(row, most)]:
             assert row.kv is not None, "only rows that are being written are in the pack"
