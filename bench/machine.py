@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.plan import detect
+from engine.plan import detect, prepare
 
 PACKAGES = ("mlx", "mlx-lm", "transformers", "ngsolve-openblas")
 
@@ -21,11 +22,21 @@ def facts(model: str | None, *, quick: bool) -> dict[str, str]:
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {memory:.0f} GB, {_system()}",
-        "compute plan": detect().description,
+        "compute plan": _plan(),
         "model": model or "embedded (SmolLM2-135M-Instruct, int4)",
         "versions": ", ".join(_versions()),
         "run": "quick: few repetitions" if quick else "full",
     }
+
+
+def _plan() -> str:
+    """The plan, with the kernel that OpenBLAS took: it may be told to take a slower one."""
+    plan = prepare(detect())
+    if plan.fast_blas is None:
+        return plan.description
+    library = ctypes.CDLL(plan.fast_blas)
+    library.openblas_get_corename.restype = ctypes.c_char_p
+    return f"{plan.description}, kernel {library.openblas_get_corename().decode()}"
 
 
 def _processor() -> str:

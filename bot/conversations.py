@@ -14,7 +14,7 @@ from bot.domain import AnswerId, AnswerState, Chat, Fan, Message
 from bot.errors import Refusal
 from bot.records import Answer
 from bot.store import Store
-from bot.work import Bench, Work
+from bot.work import Work, Workload
 from config.settings import Settings
 from config.texts import text
 
@@ -30,7 +30,7 @@ class Conversations:
         self._settings = settings
         self._now = now
         engine = settings.engine
-        self.bench = Bench(engine.queue + engine.concurrency, engine.queue_per_fan)
+        self.workload = Workload(engine.queue + engine.concurrency, engine.queue_per_fan)
 
     async def ask(self, work: Work) -> str | None:
         """Answer a question; the one before it in the same conversation goes first.
@@ -41,12 +41,12 @@ class Conversations:
         question = await self._store.question_of(message)
         if question is None:  # else it was taken before a restart, and is not refused now
             self._check(message)
-            self.bench.enqueue(work)
+            self.workload.enqueue(work)
         key = message.chat.key
         if _is_chained(message.chat):
             parent = await self.replied_to(message)
             key = f"conversation:{parent.conversation_id}" if parent else message.key
-        async with self.bench.turn(work, key) as its_turn:
+        async with self.workload.turn(work, key) as its_turn:
             if its_turn:
                 if question is None:
                     conversation, follows = await self._place(message)
@@ -62,10 +62,10 @@ class Conversations:
         answer = await self.target(message)
         if not self.may_change(message.fan, message.chat, answer.fan_key):
             raise Refusal("refusal.not_yours")
-        self.bench.enqueue(work)
+        self.workload.enqueue(work)
         chained = _is_chained(message.chat)
         key = f"conversation:{answer.conversation_id}" if chained else message.chat.key
-        async with self.bench.turn(work, key) as its_turn:
+        async with self.workload.turn(work, key) as its_turn:
             if its_turn:
                 await self._answering.answer(work, answer.question_id)
         return self._unanswered(work)

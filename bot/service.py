@@ -83,7 +83,7 @@ class ChatService:
         self._conversations = Conversations(
             store=store, answering=answering, settings=settings, now=now
         )
-        self._bench = self._conversations.bench
+        self._workload = self._conversations.workload
         self._feedback = Feedback(store, settings, now)
         self._commands = {
             "perguntar": self._ask,
@@ -117,7 +117,7 @@ class ChatService:
         self._closing = True
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=GRACE)
-        self._bench.stop(lambda _: True, AnswerState.INTERRUPTED)
+        self._workload.stop(lambda _: True, AnswerState.INTERRUPTED)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=FLUSH)
         for task in self._tasks:
@@ -188,7 +188,7 @@ class ChatService:
     # One message
 
     def _start(self, message: Message) -> None:
-        if self._closing or message in self._bench:
+        if self._closing or message in self._workload:
             return
         task = asyncio.get_running_loop().create_task(self._work(message), name=message.key)
         self._tasks.add(task)
@@ -199,9 +199,9 @@ class ChatService:
 
         What was interrupted or could not be delivered stays there: it is done later.
         """
-        with self._bench.take(message) as work:
+        with self._workload.take(message) as work:
             try:
-                if not self._bench.floods(work):
+                if not self._workload.floods(work):
                     await self._do(work)
                 if work.reason is not AnswerState.INTERRUPTED:
                     await self._store.done(message)
@@ -261,7 +261,7 @@ class ChatService:
             may = self._conversations.may_change(fan, chat, asked.fan.key)
             return asked.chat.key == chat.key and may
 
-        stopped = self._bench.stop(is_theirs, AnswerState.STOPPED, before=work)
+        stopped = self._workload.stop(is_theirs, AnswerState.STOPPED, before=work)
         return text("reply.stopped" if stopped else "reply.nothing_to_stop", fan.language)
 
     async def _again(self, work: Work) -> str | None:
@@ -319,7 +319,7 @@ class ChatService:
 
     async def _press_stop(self, press: Press) -> str:
         await self._find_own(press)
-        stopped = self._bench.stop(
+        stopped = self._workload.stop(
             lambda work: work.answer_id == press.answer_id, AnswerState.STOPPED
         )
         return text("reply.stopped" if stopped else "reply.nothing_to_stop", press.fan.language)

@@ -53,7 +53,7 @@ class Work:
             self._scope = None
 
 
-class Bench:
+class Workload:
     """All work in hand: bounded, in order within a conversation, and easy to find for a stop."""
 
     def __init__(self, most: int, most_per_fan: int) -> None:
@@ -70,7 +70,7 @@ class Bench:
 
     @contextmanager
     def take(self, message: Message) -> Iterator[Work]:
-        """Put a message on the bench for as long as the block runs."""
+        """Count a message in for as long as the block runs."""
         work = self._works[message.key] = Work(message)
         try:
             yield work

@@ -351,17 +351,14 @@ async def test_a_failed_generation_is_told_and_the_next_message_works(tmp_path):
 
 
 async def test_an_interrupted_answer_says_so_and_comes_on_the_same_message_after_the_start(
-    tmp_path,
+    tmp_path, monkeypatch
 ):
-    import bot.service
-
+    monkeypatch.setattr("bot.service.GRACE", 0.05)
     async with a_world(tmp_path) as world:
         await world.gate.allow(10)
         await world.service.receive(a_message("palavra " * 150))
         await world.board.until(lambda b: any("palavra" in p.text for p in b.messages.values()))
-        bot.service.GRACE, grace = 0.05, bot.service.GRACE
         await world.service.close()
-        bot.service.GRACE = grace
         ((message_id, shown),) = world.board.messages.items()
         assert shown.text.endswith(text("answer.interrupted"))
         assert "palavra" in shown.text
