@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PATIENCE = 1.5  # of its normal steps: how much longer an answer waits for somebody's prompt
+PATIENCE = 1.25  # of its normal steps: how much longer an answer waits for somebody's prompt
 LEAST = 8  # tokens: with fewer, reading the weights costs more than the tokens
 FIRST_SHARE = 4  # of the whole chunk, before anything was measured
 SMOOTHING = 0.25

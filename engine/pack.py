@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 GROW = 64  # places that a full buffer grows by, on either side
+AHEAD = 32  # places before its end at which a buffer may grow, so that not all do in one step
 WASTE = 2  # times the tokens that are really there: how much padding is put up with
 SMALL = 2048  # places, of all rows together, below which padding does not matter
 
@@ -85,14 +86,14 @@ class Pack:
         del self.lengths[last]
         if not self.lengths:
             self.end, self._keys, self._values = 0, [], []
+        elif self.end > WASTE * max(self.lengths):
+            self._shrink()
 
     def begin_step(self) -> None:
         """Make room for one more token of each row, and the mask for the step."""
         if not self.lengths:
             return
-        if self.end == self._keys[0].shape[2]:
-            self._shrink()
-            self._pad(after=GROW)
+        self._grow()
         self.end += 1
         self.lengths = [length + 1 for length in self.lengths]
         window = max(self.lengths)
@@ -102,6 +103,11 @@ class Pack:
             hidden = mx.arange(window)[None] < first
             self.mask = mx.where(hidden, -float("inf"), 0.0)[:, None, None]
 
+    def rewind(self, lengths: Sequence[int]) -> None:
+        """Undo a step that was begun, if it was: the rows hold as many tokens as that again."""
+        self.end -= sum(self.lengths[:1]) - sum(lengths[:1])
+        self.lengths = list(lengths)
+
     def write(self, layer: int, keys: Any, values: Any) -> tuple[Any, Any]:
         """Add a token's key and value (rows, heads, 1, width); all of the window's come back."""
         count, window = len(self.lengths), slice(self.end - max(self.lengths), self.end)
@@ -109,15 +115,25 @@ class Pack:
             buffers[layer][:count, :, self.end - 1 : self.end] = new
         return self._keys[layer][:count, :, window], self._values[layer][:count, :, window]
 
+    def _grow(self) -> None:
+        """Make room for the step's tokens, a few layers at a time: copying all is a long wait."""
+        few = -(-2 * len(self._keys) // AHEAD)
+        for layer, buffer in enumerate(self._keys):
+            spare = buffer.shape[2] - self.end
+            if not spare or (few and spare <= AHEAD):
+                few -= 1
+                for kind in (self._keys, self._values):
+                    kind[layer] = mx.pad(kind[layer], [(0, 0), (0, 0), (0, GROW), (0, 0)])
+
     def _shrink(self) -> None:
         """Drop places that no row needs any more."""
         first = self.end - max(self.lengths)
         for buffers in (self._keys, self._values):
-            buffers[:] = [buffer[:, :, first:] for buffer in buffers]
+            buffers[:] = [mx.contiguous(buffer[:, :, first:]) for buffer in buffers]
         self.end -= first
 
-    def _pad(self, *, slots: int = 0, before: int = 0, after: int = 0) -> None:
-        shape = [(0, slots), (0, 0), (before, after), (0, 0)]
+    def _pad(self, *, slots: int = 0, before: int = 0) -> None:
+        shape = [(0, slots), (0, 0), (before, 0), (0, 0)]
         for buffers in (self._keys, self._values):
             buffers[:] = [mx.pad(buffer, shape) for buffer in buffers]
         self.end += before

@@ -156,8 +156,7 @@ class Runner:
     def _step(self, view: View, chunk: int) -> bool:
         """One step of one view. A fault ends its running answers and nothing else."""
         try:
-            self._tell(view.write())
-            self._tell(view.read(chunk))
+            self._tell(view.step(chunk))
         except Exception:
             log.exception("engine.step_failed", revision=view.revision)
             self._tell(view.fail())

@@ -1,39 +1,30 @@
 """One revision of the model at work: its running answers, read and written step by step.
 
-Lives in the engine's thread. One token of every answer is computed, then a bounded piece of the
-waiting prompts is read, and so on: a long prompt never stalls those who are being answered.
+Lives in the engine's thread. A step computes one token of every answer and reads a bounded piece of
+the waiting prompts, in one pass: a long prompt never stalls those who are being answered.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from bot.domain import Finish, Request
 from bot.errors import GenerationFailed
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
+from engine.pacer import LEAST
 from engine.pack import Pack
-from engine.rows import (
-    RowKv,
-    can_batch,
-    forward,
-    forward_in_turn,
-    read_together,
-    unpack,
-)
+from engine.rows import FAULTS, Network, RowKv, can_batch, forward, forward_in_turn, new_row, unpack
 from engine.sampling import PENALTY_WINDOW, Chooser, choose
 from engine.stops import Writer
 
-READ_FAULTS = (ValueError, RuntimeError, TypeError, IndexError)
-BURST = 56  # tokens of several short prompts that are read at once beside running answers
-SHORT_AFTER = 1024  # tokens read before: after more, attention makes even few tokens slow
-SHORT = 32  # tokens of a prompt that are read at once, whatever the pace: it is hardly a wait
+TILE = 8  # tokens in a pass that cost no more than a few less: products are computed in such rows
+FLOOD = 2  # times a chunk that is read at once while nobody writes, when it ends the last prompt
 
 
 @dataclass(eq=False, slots=True)
@@ -62,12 +53,6 @@ class Row:
         return self.tokens[self.read : len(self.request.tokens) - 1]
 
     @property
-    def is_short(self) -> bool:
-        """Whether what is left of the prompt is read in a moment: few tokens, on few before."""
-        few = len(self.unread) <= SHORT and self.read <= SHORT_AFTER
-        return few and self.read >= self.request.pinned
-
-    @property
     def recent(self) -> list[int]:
         """The last tokens that were read."""
         return self.tokens[max(0, self.read - PENALTY_WINDOW) : self.read]
@@ -76,6 +61,9 @@ class Row:
     def written(self) -> int:
         """Tokens of the answer so far."""
         return len(self.tokens) - len(self.request.tokens)
+
+
+Prompt = tuple[Row, list[int]]  # whose prompt, and which of its tokens are read next
 
 
 class View:
@@ -90,11 +78,12 @@ class View:
         self._tokenizer = tokenizer
         self._ends = frozenset(tokenizer.eos_token_ids)
         self._cache = cache
-        self._batched = can_batch(model)
+        self._network = Network(model)
+        self._batched = can_batch(self._network, model)
         self._reading: deque[Row] = deque()
         self._pack = Pack()
         self._rows: list[Row] = []  # those in the pack first, in its order
-        self._inputs: Any = None  # (rows,): what each row reads next, perhaps not computed yet
+        self._inputs = _nobody()  # (rows,): what each row reads next, perhaps not computed yet
         # A GPU computes the next step while the last one's tokens are passed on. On a CPU there is
         # nobody to compute meanwhile: being ahead would only make each token late by a step.
         self.ahead = mx.default_device() != mx.Device(mx.cpu)
@@ -124,7 +113,7 @@ class View:
         """Begin an answer with the longest part of the prompt that was read before."""
         known = self._cache.take(
             self.digest, request.conversation, request.tokens, request.pinned
-        ) or Entry((), RowKv(make_prompt_cache(self.model)))
+        ) or Entry((), new_row(self.model))
         writer = Writer(self._tokenizer.detokenizer, request.sampling.stop)
         chooser = Chooser(request.sampling)
         row = Row(request, max_tokens, known.kv, len(known.tokens), chooser, writer)
@@ -146,23 +135,69 @@ class View:
             Failed(row.request.id, GenerationFailed()) for row in self._everyone()
         ]
         self._reading.clear()
-        self._rows, self._inputs, self._pack = [], None, Pack()
+        self._rows, self._inputs, self._pack = [], _nobody(), Pack()
         self._cache.forget(self.digest)
         return reports
 
-    def write(self) -> list[Report]:
-        """One step: one more token of every answer."""
+    def step(self, budget: int) -> list[Report]:
+        """One more token of every answer, and up to `budget` tokens of the prompts that came first.
+
+        A prompt that trips over something fails alone.
+        """
+        for row in [row for row in self._reading if not row.unread]:
+            self._begin(row)
+        prompts = self._next_prompts(budget)
+        together, apart = (prompts, []) if self._batched else ([], prompts)
+        try:
+            logits = self._forward(together)
+        except FAULTS:
+            if not together:
+                raise
+            self._rewind(together)
+            together, apart = [], together  # each on its own will tell which of them is bad
+            logits = self._forward([])
+        reports = self._write(logits, together)
+        sound, faults = self._read_apart(apart)
+        self.last_read = 0
+        for row, chunk in [*together, *sound]:
+            self._note_read(row, len(chunk))
+        return reports + faults
+
+    def _next_prompts(self, budget: int) -> list[Prompt]:
+        """Which prompts to read next, and how far each; the persona's prefix is read by itself."""
+        if self._rows:
+            over = (len(self._rows) + budget) % TILE
+            budget += -over if budget - over >= LEAST else TILE - over
+        elif sum(len(row.unread) for row in self._reading) <= FLOOD * budget:
+            budget *= FLOOD
+        prompts: list[Prompt] = []
+        for row in self._reading:
+            chunk = row.unread[: self._boundary(row, budget)]
+            prompts.append((row, chunk))
+            budget -= len(chunk)
+            if budget <= 0 or not self._batched:
+                break
+        return prompts
+
+    def _forward(self, prompts: Sequence[Prompt]) -> Any:
+        """The pass of a step: logits of the answers' next tokens, not computed yet."""
+        if not self._rows and not prompts:
+            return None
+        alone = [row.kv for row in self._rows if row.kv]
+        if not self._batched:
+            return forward_in_turn(self._network, alone, self._inputs)
+        pieces = [(row.kv, chunk) for row, chunk in prompts if row.kv]
+        return forward(self._network, self._pack, alone, self._inputs, pieces)
+
+    def _write(self, logits: Any, prompts: Sequence[Prompt]) -> list[Report]:
+        """Compute the pass, and say what the answers' new tokens mean."""
+        read = [row.kv.arrays for row, _ in prompts if row.kv]
         rows, inputs = self._rows, self._inputs
         if not rows:
+            mx.eval(read)  # with nobody writing nothing else waits: do not let work pile up
             return []
-        alone = [row.kv for row in rows if row.kv]
-        logits = (
-            forward(self.model, self._pack, alone, inputs)
-            if self._batched
-            else forward_in_turn(self.model, alone, inputs)
-        )
         chosen = choose(logits, [row.chooser for row in rows], [row.recent for row in rows], inputs)
-        mx.async_eval(chosen)  # type: ignore[no-untyped-call]  # mlx's stub
+        mx.async_eval(chosen, read)  # type: ignore[no-untyped-call]  # mlx's stub
         for row in rows:
             row.read += 1
         self._inputs = chosen
@@ -179,49 +214,36 @@ class View:
             self._keep(stay)
         return reports
 
-    def read(self, budget: int) -> list[Report]:
-        """Read up to `budget` tokens of the prompts that came first."""
-        self.last_read = 0
-        reports: list[Report] = []
-        self._read_together(budget)
-        while self._reading and self.last_read < budget:
-            row = self._reading[0]
-            try:
-                self._read_chunk(row, budget - self.last_read)
-            except READ_FAULTS:
-                self._reading.popleft()
-                reports.append(Failed(row.request.id, GenerationFailed()))
-                continue
-            if not row.unread:
-                self._reading.popleft()
-                self._begin(row)
-        return reports
+    def _rewind(self, prompts: Sequence[Prompt]) -> None:
+        """Undo a pass that could not be built, in whatever layer it stopped."""
+        for row in [*self._rows, *(row for row, _ in prompts)]:
+            if row.kv:
+                row.kv.rewind(row.read)
+        self._pack.rewind([row.read for row in self._rows if not row.kv])
 
-    def _read_together(self, budget: int) -> None:
-        """Read what is left of the prompts that came first, while it is short, in one go."""
-        room = max(budget, BURST) if self._rows else 2 * budget
-        rows: list[Row] = []
-        for row in self._reading:
-            unread = len(row.unread)
-            room -= unread
-            if not self._batched or not row.is_short or room < 0:
-                break
-            rows.append(row)
-        pieces = [(row, row.kv, row.unread) for row in rows if row.kv and row.unread]
-        if len(pieces) > 1:
+    def _read_apart(self, prompts: Sequence[Prompt]) -> tuple[list[Prompt], list[Report]]:
+        """Read prompts one by one: which went well, and the ends of those that did not."""
+        sound: list[Prompt] = []
+        faults: list[Report] = []
+        for row, chunk in prompts:
+            assert row.kv is not None, "only rows that are being written are in the pack"
             try:
-                read_together(self.model, [kv for _, kv, _ in pieces], [new for *_, new in pieces])
-                mx.eval([kv.arrays for _, kv, _ in pieces])
-            except READ_FAULTS:
-                for row, kv, _ in pieces:
-                    kv.trim(row.read)  # one of them is bad: each on its own will tell which
-                return
-            for row, _, new in pieces:
-                row.read += len(new)
-                self.last_read += len(new)
-            for row in rows:
+                self._network(mx.array([chunk]), row.kv.caches, 1)
+                mx.eval(row.kv.arrays)
+            except FAULTS:
                 self._reading.remove(row)
-                self._begin(row)
+                faults.append(Failed(row.request.id, GenerationFailed()))
+            else:
+                sound.append((row, chunk))
+        return sound, faults
+
+    def _note_read(self, row: Row, count: int) -> None:
+        row.read += count
+        self.last_read += count
+        if row.read == row.request.pinned:
+            self._pin(row)
+        if not row.unread:
+            self._begin(row)
 
     def _advance(self, row: Row, token: int) -> list[Report]:
         """What one more token means for an answer."""
@@ -238,22 +260,9 @@ class View:
             return [rest, self._end(row, Finish.LENGTH, row.written)]
         return [Piece(name, text)]
 
-    def _read_chunk(self, row: Row, most: int) -> None:
-        if not self.last_read and row.is_short:
-            most = SHORT
-        if chunk := row.unread[: self._boundary(row, most)]:
-            assert row.kv is not None, "only rows that are being written are in the pack"
-            self.model(mx.array([chunk]), cache=row.kv.caches)
-            # With nobody writing nothing else waits for the device: do not let work pile up.
-            compute = mx.async_eval if self._rows else mx.eval
-            compute(row.kv.arrays)
-            row.read += len(chunk)
-            self.last_read += len(chunk)
-        if row.read == row.request.pinned and row.read:
-            self._pin(row)
-
     def _begin(self, row: Row) -> None:
         """The prompt is read: from the next step on the answer is written."""
+        self._reading.remove(row)
         last = mx.array(row.request.tokens[-1:])
         at = len(self._rows)
         if self._batched and row.kv and row.read and self._pack.accepts(row.read):
@@ -261,8 +270,7 @@ class View:
             self._pack.join(row.kv.caches)
             row.kv = None
             mx.eval(self._pack.arrays)
-        others = self._inputs if self._rows else last[:0]
-        self._inputs = mx.concatenate([others[:at], last, others[at:]])
+        self._inputs = mx.concatenate([self._inputs[:at], last, self._inputs[at:]])
         self._rows.insert(at, row)
 
     def _boundary(self, row: Row, most: int) -> int:
@@ -287,7 +295,7 @@ class View:
             else:
                 order.remove(index)
         self._rows = [self._rows[i] for i in order]
-        self._inputs = self._inputs[mx.array(order)] if order else None
+        self._inputs = self._inputs[mx.array(order)] if order else _nobody()
 
     def _end(self, row: Row, finish: Finish, written: int) -> Ended:
         if row.read:
@@ -300,3 +308,7 @@ class View:
 
     def _everyone(self) -> list[Row]:
         return [*self._reading, *self._rows]
+
+
+def _nobody() -> Any:
+    return mx.array([], dtype=mx.uint32)

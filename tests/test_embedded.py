@@ -181,7 +181,7 @@ def test_the_streamed_text_is_the_same(tokenizer, text):
         stream.add_token(token)
     stream.finalize()
 
-    assert stream.text == text
+    assert stream.text == text.removeprefix(" ")  # mlx-lm drops a space that an answer begins with
 
 
 @pytest.mark.model

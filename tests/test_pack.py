@@ -79,3 +79,31 @@ def test_a_row_much_longer_than_the_others_stays_out():
     assert not pack.accepts(4000)
     assert pack.accepts(500)
     assert Pack().accepts(SMALL * 10)
+
+
+def test_a_step_that_was_begun_can_be_taken_back():
+    pack = Pack()
+    for name, length in ((1, 7), (2, 3)):
+        pack.join([a_cache(name, length)])
+    step(pack, [1, 2])
+    lengths = list(pack.lengths)
+    pack.begin_step()
+    pack.rewind(lengths)
+    pack.rewind(lengths)
+    check(pack, [1, 2])
+    step(pack, [1, 2])
+    check(pack, [1, 2])
+
+
+def test_layers_grow_in_different_steps():
+    pack = Pack()
+    pack.join([a_cache(1, 5) for _ in range(32)])
+    sizes, most = None, 0
+    for _ in range(4 * GROW):
+        pack.begin_step()
+        for layer in range(32):
+            pack.write(layer, *(mx.zeros((1, HEADS, 1, WIDTH)) for _ in range(2)))
+        now = [buffer.shape[2] for buffer in pack.arrays]
+        grown = sum(a != b for a, b in zip(now, sizes or now, strict=True))
+        sizes, most = now, max(most, grown)
+    assert 0 < most <= 8
