@@ -28,7 +28,7 @@ class LayerCaches:
     """What one layer of the model takes for its cache: the pack's rows, then `parts`.
 
     A part is a row's own cache and how many of the pass's tokens are that row's. Tokens stand one
-    a row in the batch dimension, so that each has its own place.
+    a row in the batch dimension, so that each has its own place; what comes after them is filling.
     """
 
     def __init__(
@@ -36,6 +36,7 @@ class LayerCaches:
     ) -> None:
         self._layer = layer
         self._pack = pack
+        self.count = len(pack)
         self._parts = parts
         self.offset = offsets
         self.mask = pack.mask
@@ -44,7 +45,7 @@ class LayerCaches:
 
     def update_and_fetch(self, keys: Any, values: Any) -> tuple[Any, Any]:
         """Give each row its new keys and values; `attend` reads the rows from here."""
-        at = len(self._pack)
+        at = self.count
         if at:
             self.packed = self._pack.write(self._layer, keys[:at], values[:at])
         for cache, count in self._parts:
@@ -95,7 +96,7 @@ def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any
                 return one(queries, (keys, values), scale, mask, sinks)
             return original(queries, keys, values, cache, scale, mask, sinks)
         done = []
-        at = queries.shape[0] - sum(count for count, _ in cache.rows)
+        at = cache.count
         if cache.packed:
             done.append(one(queries[:at], cache.packed, scale, cache.mask, sinks))
         for count, kv in cache.rows:
@@ -103,6 +104,8 @@ def make_attend(original: Callable[..., Any], *, cpu: bool) -> Callable[..., Any
             hidden = "causal" if count > 1 else None
             done.append(one(part, kv, scale, hidden, sinks).swapaxes(0, 2))
             at += count
+        if surplus := queries.shape[0] - at:  # rows that only fill a tile
+            done.append(mx.zeros((surplus, *done[0].shape[1:]), done[0].dtype))
         return mx.concatenate(done) if len(done) > 1 else done[0]
 
     return attend

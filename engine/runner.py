@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # imports MLX, which must wait for the plan's BLAS
 MIB = 2**20
 FAULTS_LIMIT = 3  # steps in a row that may fail before the thread gives up
 SOON = 0.004  # seconds that an idle engine waits for more who came at the same moment
-TIDY_STEPS = 256  # steps between two returns of unused memory to the system
+SPARE = 512 * MIB  # memory that MLX may keep for its next arrays; all goes back when idle
 
 Build = Callable[[LoadedModel], Any]
 
@@ -119,7 +119,11 @@ class Runner:
     def _prepare(self) -> bool:
         try:
             base = self._load()
+            import mlx.core as mx
+
             from engine.rows import bytes_per_token
+
+            mx.set_cache_limit(SPARE)
 
             self._base = base
             self._open_view(f"base:{base.fingerprint[:12]}", base.fingerprint, base.model)
@@ -134,7 +138,7 @@ class Runner:
         return True
 
     def _serve(self) -> None:
-        faults, steps, read = 0, 0, 0
+        faults, read = 0, 0
         ahead = self._views[0].ahead
         while self._take_orders():
             began = self.busy_since = self._clock()
@@ -149,9 +153,6 @@ class Runner:
             faults = faults + 1 if failed else 0
             if faults >= FAULTS_LIMIT:
                 return
-            steps += 1
-            if steps % TIDY_STEPS == 0:
-                _return_memory()
 
     def _step(self, view: View, chunk: int) -> bool:
         """One step of one view. A fault ends its running answers and nothing else."""

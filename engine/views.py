@@ -17,13 +17,11 @@ from bot.domain import Finish, Request
 from bot.errors import GenerationFailed
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
-from engine.pacer import LEAST
 from engine.pack import Pack
 from engine.rows import FAULTS, Network, RowKv, can_batch, forward, forward_in_turn, new_row, unpack
 from engine.sampling import PENALTY_WINDOW, Chooser, choose
 from engine.stops import Writer
 
-TILE = 8  # tokens in a pass that cost no more than a few less: products are computed in such rows
 FLOOD = 2  # times a chunk that is read at once while nobody writes, when it ends the last prompt
 
 
@@ -165,10 +163,7 @@ class View:
 
     def _next_prompts(self, budget: int) -> list[Prompt]:
         """Which prompts to read next, and how far each; the persona's prefix is read by itself."""
-        if self._rows:
-            over = (len(self._rows) + budget) % TILE
-            budget += -over if budget - over >= LEAST else TILE - over
-        elif sum(len(row.unread) for row in self._reading) <= FLOOD * budget:
+        if not self._rows and sum(len(row.unread) for row in self._reading) <= FLOOD * budget:
             budget *= FLOOD
         prompts: list[Prompt] = []
         for row in self._reading:
