@@ -24,6 +24,7 @@ from bot.domain import (
     Action,
     AnswerId,
     Chat,
+    Choice,
     Delta,
     Destination,
     Done,
@@ -37,6 +38,7 @@ from bot.domain import (
     Request,
     Sampling,
     Source,
+    Tap,
 )
 from bot.errors import Refusal
 from bot.health import Health, State
@@ -135,6 +137,8 @@ class ConsoleAdapter:
         self._answered = asyncio.Event()
         self._running: AnswerId | None = None
         self._asked: str | None = None
+        self._card = ""  # the newest notice with choices, and these
+        self._choices: tuple[Choice, ...] = ()
         self._state = State.STARTING
 
     @property
@@ -188,8 +192,23 @@ class ConsoleAdapter:
     async def _say(self, line: str) -> None:
         command, rest = parse(line)
         asked, self._asked = self._asked, None
+        choices, self._choices = self._choices, ()
+        number = line.strip()
+        if number in {str(place) for place, _ in enumerate(choices, 1)}:
+            await self._tap(choices[int(number) - 1])
+            return
         await self._receive(command.name if command else None, rest, asked)
         await self._answered.wait()
+
+    async def _tap(self, choice: Choice) -> None:
+        """Choose what a number under a notice stands for."""
+        update, card = str(uuid.uuid4()), self._card
+        tap = Tap(choice.data, self._fan, self._chat, Source.CONSOLE, update, card)
+        outcome = await self._service.tap(tap)
+        if outcome.toast:
+            self._screen.finish(_harmless(outcome.toast))
+        if outcome.post:
+            await self.edit(Destination(self._chat), card, outcome.post)
 
     async def _receive(self, command: str | None, words: str, reply_to: str | None = None) -> None:
         self._open += 1
@@ -247,17 +266,27 @@ class ConsoleAdapter:
         if post.ask:
             self._asked = message_id  # the next line is the reply to it
         self._show(post)
+        self._offer(message_id, post)
         return message_id
 
-    async def edit(self, _to: Destination, _message_id: str, post: Post) -> None:
+    async def edit(self, _to: Destination, message_id: str, post: Post) -> None:
         """Show the newer text."""
         self._show(post)
+        self._offer(message_id, post)
 
     async def typing(self, _to: Destination) -> None:
         """Nothing: the cursor blinks."""
 
+    def _offer(self, message_id: str, post: Post) -> None:
+        """Keep the choices of the newest notice that has some, or of none when it lost them."""
+        if post.choices or message_id == self._card:
+            self._card, self._choices = message_id, post.choices
+
     def _show(self, post: Post) -> None:
         words = _harmless(post.text.removesuffix(CARET)).strip()
+        if post.choices:
+            labels = (f"[{place}] {each.label}" for place, each in enumerate(post.choices, 1))
+            words += _harmless("\n\n" + "  ".join(labels))
         if post.buttons and post.buttons.running:
             self._running = post.buttons.answer_id
             self._screen.grow(words)

@@ -78,7 +78,9 @@ class DiscordAdapter:
 
     def connection(self) -> Client:
         """A new client, which the transport uses from now on."""
-        self._client = Client(self._service, self._settings, self._note, self._overhear)
+        self._client = Client(
+            self._service, self._settings, self.transport, self._note, self._overhear
+        )
         return self._client
 
     async def run(self) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 import discord
 import structlog
@@ -15,6 +15,18 @@ from discord import app_commands
 from discord.gateway import DiscordWebSocket
 
 from adapters.discord_commands import EnglishNames, register, slash_commands
+from adapters.discord_controls import (
+    LONGEST_FIELD,
+    ChoiceButton,
+    ChoiceForm,
+    CommandForm,
+    CorrectionForm,
+    FeedbackButton,
+    corrected,
+    filled,
+    given,
+    joined,
+)
 from adapters.discord_inbound import (
     chat_of,
     command_message,
@@ -22,15 +34,16 @@ from adapters.discord_inbound import (
     interaction_chat,
     interaction_fan,
     interaction_press,
+    interaction_tap,
     is_for_us,
     message_of,
     reaction_press,
     reaction_vote,
 )
-from adapters.discord_transport import EMOJI, TOKEN_LIFE, perhaps_too_late
-from bot.commands import Argument, Command
-from bot.domain import Action, AnswerId, Language, Toast
-from bot.errors import FarenseError, explain
+from adapters.discord_transport import ORIGINAL, DiscordTransport, Handle, perhaps_too_late
+from bot.commands import Command
+from bot.domain import FORM, Action, AnswerId, Destination, Language, Outcome, Post, Toast
+from bot.errors import FarenseError, HandleExpired, explain
 from bot.health import State
 from bot.service import ChatService
 from config.settings import Settings
@@ -39,10 +52,6 @@ from config.texts import text
 log = structlog.get_logger(__name__)
 
 OFFICIAL_GATEWAY = DiscordWebSocket.DEFAULT_GATEWAY
-PROMPT = 2.0  # seconds after which we ask Discord for patience; it gives us 3
-LONGEST_FIELD = 4000  # characters that Discord lets a person type into a form or command
-_FORM = re.compile(r"fix:(?P<answer>\d+)")
-_FIELD = "correction"
 
 
 class Client(discord.Client):
@@ -52,6 +61,7 @@ class Client(discord.Client):
         self,
         service: ChatService,
         settings: Settings,
+        transport: DiscordTransport,
         notice: Callable[[State], Awaitable[None]],
         overheard: Callable[[str], None],
     ) -> None:
@@ -68,6 +78,7 @@ class Client(discord.Client):
             max_ratelimit_timeout=30.0,  # the library's least; a longer wait is ours to show
         )
         self.service = service
+        self._transport = transport
         self.language = Language(settings.conversation.language)
         self.longest = min(settings.conversation.max_chars, LONGEST_FIELD)
         self._notice = notice
@@ -77,7 +88,7 @@ class Client(discord.Client):
         for command in slash_commands(self.take):
             self.tree.add_command(command)
         self.tree.error(_command_failed)
-        self.add_dynamic_items(FeedbackButton)
+        self.add_dynamic_items(FeedbackButton, ChoiceButton)
 
     async def setup_hook(self) -> None:
         """Register the commands, once logged in."""
@@ -125,13 +136,25 @@ class Client(discord.Client):
                 await message.reply(explain(error, incoming.fan.language), mention_author=False)
 
     async def take(
-        self, interaction: discord.Interaction[Any], command: Command, typed: str
+        self, interaction: discord.Interaction[Any], command: Command, typed: tuple[str, ...]
     ) -> None:
-        """A fan gives a slash command."""
-        incoming = command_message(interaction, command.name, typed, self.language)
-        if command.argument is Argument.OPTIONAL and not typed:
+        """A fan gives a slash command; what is missing is asked for by a form."""
+        language = interaction_fan(interaction, self.language).language
+        if command.second and not all(typed):
+            first, second = typed
+            form = CommandForm(command, (first, second), language, longest=self.longest)
+            await _open(interaction, form)
+        elif command.name == "corrigir" and not any(typed):
             await self._offer_form(interaction)
-            return
+        else:
+            words = joined(*typed) if command.second else "".join(typed)
+            await self._give(interaction, command, words)
+
+    async def _give(
+        self, interaction: discord.Interaction[Any], command: Command, words: str
+    ) -> None:
+        """Hand a command to the service, which answers in place of the "thinking…"."""
+        incoming = command_message(interaction, command.name, words, self.language)
         with perhaps_too_late():
             await interaction.response.defer(ephemeral=command.private, thinking=True)
         if not interaction.response.is_done():
@@ -164,18 +187,10 @@ class Client(discord.Client):
         except FarenseError as error:
             answer_id, sorry = None, explain(error, language)
         if answer_id is not None:
-            await self._open_form(interaction, answer_id, language)
+            await _open(interaction, CorrectionForm(answer_id, language, longest=self.longest))
             return
         with perhaps_too_late():
             await interaction.response.send_message(sorry, ephemeral=True)
-
-    async def _open_form(
-        self, interaction: discord.Interaction[Any], answer_id: AnswerId, language: Language
-    ) -> None:
-        with perhaps_too_late():
-            await interaction.response.send_modal(
-                CorrectionForm(answer_id, language, longest=self.longest)
-            )
 
     async def press(
         self, interaction: discord.Interaction[Any], action: Action, answer_id: AnswerId
@@ -183,38 +198,66 @@ class Client(discord.Client):
         """A fan taps a button."""
         press = interaction_press(interaction, action, answer_id, self.language)
         if action is Action.FIX:
-            await self._open_form(interaction, answer_id, press.fan.language)
+            form = CorrectionForm(answer_id, press.fan.language, longest=self.longest)
+            await _open(interaction, form)
         else:
-            await self._toast(interaction, self.service.press(press))
+            await self._settle(interaction, partial(self.service.press, press))
+
+    async def tap(self, interaction: discord.Interaction[Any], data: str) -> None:
+        """A fan taps a choice under a notice; some ask for a text first."""
+        tap = interaction_tap(interaction, data, self.language)
+        if data.startswith(FORM):
+            await _open(interaction, ChoiceForm(data, tap.fan.language, longest=self.longest))
+        else:
+            await self._settle(interaction, partial(self.service.tap, tap))
 
     async def on_interaction(self, interaction: discord.Interaction[Any]) -> None:
         """A fan submits a form, perhaps one that was opened before we were started anew."""
         data: Any = interaction.data or {}
         if interaction.type is not discord.InteractionType.modal_submit:
             return
-        if form := _FORM.fullmatch(data.get("custom_id", "")):
-            answer_id = AnswerId(int(form["answer"]))
-            press = interaction_press(interaction, Action.FIX, answer_id, self.language)
-            await self._toast(interaction, self.service.correct(press, _typed(data) or ""))
+        if correction := corrected(data):
+            press = interaction_press(interaction, Action.FIX, correction[0], self.language)
+            await self._settle(interaction, partial(self.service.correct, press, correction[1]))
+        elif choice := filled(data):
+            tap = interaction_tap(interaction, choice[0], self.language)
+            await self._settle(interaction, partial(self.service.fill, tap, choice[1]))
+        elif command := given(data):
+            await self._give(interaction, *command)
 
-    async def _toast(
-        self, interaction: discord.Interaction[Any], work: Coroutine[Any, Any, Toast]
+    async def _settle(
+        self,
+        interaction: discord.Interaction[Any],
+        work: Callable[[], Awaitable[Toast | Outcome]],
     ) -> None:
-        """Tell the fan alone how it went, and in time."""
-        task = asyncio.create_task(work)
-        done, _ = await asyncio.wait({task}, timeout=PROMPT)
-        if not done:
-            with perhaps_too_late():
-                await interaction.response.defer(ephemeral=True, thinking=True)
-        try:
-            said = (await task).text
-        except FarenseError as error:
-            said = explain(error, interaction_fan(interaction, self.language).language)
+        """Tell the fan alone what came of a tap or form; the message tapped becomes its post.
+
+        Discord hears of us first: it gives us 3 seconds, and takes no other message before.
+        """
+        by_command = interaction.message is None  # the form: there is no message to update
         with perhaps_too_late():
-            if done:
-                await interaction.response.send_message(said, ephemeral=True)
-            elif interaction.response.is_done():
-                await interaction.edit_original_response(content=said)
+            await interaction.response.defer(ephemeral=by_command, thinking=by_command)
+        try:
+            done = await work()
+        except FarenseError as error:
+            done = Toast(explain(error, interaction_fan(interaction, self.language).language))
+        here = Destination(interaction_chat(interaction), handle=Handle.of(interaction))
+        if isinstance(done, Outcome):
+            said = done.toast
+            if done.post and interaction.message:
+                with perhaps_too_late():
+                    await self._edit(here, str(interaction.message.id), done.post)
+        else:
+            said = done.text
+        if said:
+            with perhaps_too_late():
+                await self._transport.send(here, Post(said, private=True))
+
+    async def _edit(self, here: Destination, message_id: str, post: Post) -> None:
+        try:
+            await self._transport.edit(here, ORIGINAL, post)
+        except HandleExpired:
+            await self._transport.edit(Destination(here.chat), message_id, post)
 
     async def on_raw_reaction_add(self, reaction: discord.RawReactionActionEvent) -> None:
         """A fan reacts with 👍 or 👎 to an answer."""
@@ -247,63 +290,10 @@ class Client(discord.Client):
         await self.service.press(reaction_press(reaction, vote, answer_id, chat, language))
 
 
-class FeedbackButton(
-    discord.ui.DynamicItem[discord.ui.Button[discord.ui.View]],
-    template=r"fb:(?P<action>up|dn|fx|ag|st):(?P<answer>\d+)",
-):
-    """A button under an answer. All that it knows is in its id, so it outlives a restart."""
-
-    def __init__(self, action: Action, answer_id: AnswerId) -> None:
-        name = f"fb:{action}:{answer_id}"
-        super().__init__(discord.ui.Button(emoji=EMOJI[action], custom_id=name))
-        self._action = action
-        self._answer_id = answer_id
-
-    @classmethod
-    async def from_custom_id(
-        cls,
-        interaction: discord.Interaction[Any],  # noqa: ARG003 (discord.py's signature)
-        item: discord.ui.Item[Any],  # noqa: ARG003 (the same)
-        match: re.Match[str],
-        /,
-    ) -> Self:
-        """Make the button again from its id."""
-        return cls(Action(match["action"]), AnswerId(int(match["answer"])))
-
-    async def callback(self, interaction: discord.Interaction[Any]) -> None:
-        """Hand the tap on."""
-        await interaction.client.press(interaction, self._action, self._answer_id)
-
-
-class CorrectionForm(discord.ui.Modal):
-    """Asks what an answer should have been. `Client.on_interaction` takes what is submitted."""
-
-    def __init__(self, answer_id: AnswerId, language: Language, *, longest: int) -> None:
-        super().__init__(
-            title=text("discord.form_title", language),
-            timeout=TOKEN_LIFE,
-            custom_id=f"fix:{answer_id}",
-        )
-        self.add_item(
-            discord.ui.Label(
-                text=text("discord.form_label", language),
-                description=text("discord.form_hint", language),
-                component=discord.ui.TextInput(
-                    style=discord.TextStyle.paragraph, custom_id=_FIELD, max_length=longest
-                ),
-            )
-        )
-
-
-def _typed(data: Any) -> str | None:
-    """The text of the form's field, wherever the layout has put it."""
-    if isinstance(data, list):
-        return next((found for part in data if (found := _typed(part)) is not None), None)
-    if not isinstance(data, dict):
-        return None
-    if data.get("custom_id") == _FIELD:
-        return str(data.get("value", ""))
-    return _typed([data.get("components"), data.get("component")])
+async def _open(interaction: discord.Interaction[Any], form: discord.ui.Modal) -> None:
+    """Open a form; that must be the first response."""
+    with perhaps_too_late():
+        await interaction.response.send_modal(form)
 
 
 async def _command_failed(

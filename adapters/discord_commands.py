@@ -15,7 +15,7 @@ from config.texts import text
 
 log = structlog.get_logger(__name__)
 
-Take = Callable[[discord.Interaction[Any], Command, str], Awaitable[None]]
+Take = Callable[[discord.Interaction[Any], Command, tuple[str, ...]], Awaitable[None]]
 _ENGLISH = {discord.Locale.american_english, discord.Locale.british_english}
 _SEEN = ("name", "description", "type", "required", "default_member_permissions")
 _TRANSLATED = ("name_localizations", "description_localizations")
@@ -41,27 +41,40 @@ def slash_commands(take: Take) -> list[app_commands.Command[Any, ..., None]]:
 
 def _slash(command: Command, take: Take) -> app_commands.Command[Any, ..., None]:
     async def plain(interaction: discord.Interaction) -> None:
-        await take(interaction, command, "")
+        await take(interaction, command, ())
 
     async def optional(interaction: discord.Interaction, texto: str | None = None) -> None:
-        await take(interaction, command, texto or "")
+        await take(interaction, command, (texto or "",))
 
     async def required(interaction: discord.Interaction, texto: str) -> None:
-        await take(interaction, command, texto)
+        await take(interaction, command, (texto,))
+
+    async def pair(
+        interaction: discord.Interaction, texto: str | None = None, segundo: str | None = None
+    ) -> None:
+        await take(interaction, command, (texto or "", segundo or ""))
 
     shapes: dict[Argument, Callable[..., Coroutine[Any, Any, None]]] = {
         Argument.NONE: plain,
         Argument.OPTIONAL: optional,
         Argument.REQUIRED: required,
     }
+    key = f"command.{command.name}"
     made: app_commands.Command[Any, ..., None] = app_commands.Command(
         name=app_commands.locale_str(command.name, en=command.aliases[0]),
-        description=_both(f"command.{command.name}.summary"),
-        callback=shapes[command.argument],
+        description=_both(f"{key}.summary"),
+        callback=pair if command.second else shapes[command.argument],
     )
-    if command.argument is not Argument.NONE:
+    if command.second:  # labels of one word: they name the options
+        app_commands.rename(texto=_both(f"{key}.argument"), segundo=_both(f"{key}.second"))(made)
+        app_commands.describe(segundo=_both(f"{key}.second"))(made)
+    elif command.argument is not Argument.NONE:
         app_commands.rename(texto=app_commands.locale_str("texto", en="text"))(made)
-        app_commands.describe(texto=_both(f"command.{command.name}.argument"))(made)
+    if command.argument is not Argument.NONE:
+        app_commands.describe(texto=_both(f"{key}.argument"))(made)
+    if command.choices:
+        words = [app_commands.Choice(name=word, value=word) for word in command.choices]
+        app_commands.choices(texto=words)(made)
     if command.admin:
         made.default_permissions = discord.Permissions(manage_guild=True)
     return made
@@ -110,6 +123,7 @@ def _essence(commands: Iterable[dict[str, Any]]) -> list[object]:
         (
             [str(command.get(name) or "") for name in _SEEN],
             [command.get(name) or {} for name in _TRANSLATED],
+            [(choice["name"], choice["value"]) for choice in command.get("choices") or []],
             _essence(command.get("options") or []),
         )
         for command in sorted(commands, key=lambda command: str(command["name"]))

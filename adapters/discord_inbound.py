@@ -20,6 +20,7 @@ from bot.domain import (
     Platform,
     Press,
     Source,
+    Tap,
 )
 
 _THREADS = {
@@ -145,6 +146,19 @@ def interaction_press(
         chat=interaction_chat(interaction),
         source=Source.DISCORD_COMMAND,
         update_id=str(interaction.id),
+        handle=Handle.of(interaction),
+    )
+
+
+def interaction_tap(interaction: discord.Interaction[Any], data: str, default: Language) -> Tap:
+    """A tapped choice, or the form that it opened, as the core takes it."""
+    return Tap(
+        data=data,
+        fan=interaction_fan(interaction, default),
+        chat=interaction_chat(interaction),
+        source=Source.DISCORD_COMMAND,
+        update_id=str(interaction.id),
+        message_id=str(interaction.message.id) if interaction.message else None,
         handle=Handle.of(interaction),
     )
 

@@ -42,7 +42,9 @@ _ROOM = 100  # what escaping may add to a piece before it is cut again
 _SHORTEST = 50
 NONCES = 1000  # of our last messages that are remembered
 _NONCE = 25  # Discord's longest
+LONGEST_LABEL = 80  # characters on a button
 TOKEN_LIFE = 15 * 60 - 10  # seconds that an interaction can be answered, less a margin
+ORIGINAL = "@original"  # with a handle: the message that was tapped, also an ephemeral one
 UNKNOWN_MESSAGE = 10008
 THREAD_ARCHIVED = 50083
 _SILENT = {"parse": [], "replied_user": False}
@@ -130,7 +132,8 @@ class DiscordTransport:
     async def edit(self, to: Destination, message_id: str, post: Post) -> None:
         """Replace the text and buttons of one of our messages."""
         if handle := self._handle(to):
-            route = handle.route("PATCH", "/messages/{message_id}", message_id=message_id)
+            tail = "/messages/" + (ORIGINAL if message_id == ORIGINAL else "{message_id}")
+            route = handle.route("PATCH", tail, message_id=message_id)
         else:
             route = Route(
                 "PATCH",
@@ -170,7 +173,7 @@ def perhaps_too_late() -> Iterator[None]:
     """Go on when Discord takes no word any more: what the fan asked for counts all the same."""
     try:
         yield
-    except (discord.DiscordException, aiohttp.ClientError, OSError) as error:
+    except (discord.DiscordException, DeliveryError, aiohttp.ClientError, OSError) as error:
         # Not the error's own text: it may hold the address, and with it the interaction's token.
         reason = type(error).__name__
         if isinstance(error, discord.HTTPException):
@@ -218,7 +221,7 @@ def _body(post: Post) -> dict[str, Any]:
     """A message as Discord's API takes it."""
     return {
         "content": render(post.text) or "\u200b",
-        "components": _row(post.buttons) if post.buttons else [],
+        "components": _row(post),
         "allowed_mentions": _SILENT,
         "flags": discord.MessageFlags(suppress_embeds=True).value,
     }
@@ -229,10 +232,15 @@ def custom_id(buttons: Buttons, action: Action) -> str:
     return f"fb:{action}:{buttons.answer_id}"
 
 
-def _row(buttons: Buttons) -> list[dict[str, Any]]:
+def _row(post: Post) -> list[dict[str, Any]]:
     view = discord.ui.View(timeout=None)
-    for action in buttons.actions:
-        view.add_item(discord.ui.Button(emoji=EMOJI[action], custom_id=custom_id(buttons, action)))
+    if buttons := post.buttons:
+        for action in buttons.actions:
+            name = custom_id(buttons, action)
+            view.add_item(discord.ui.Button(emoji=EMOJI[action], custom_id=name))
+    for choice in post.choices:
+        label = choice.label[:LONGEST_LABEL]
+        view.add_item(discord.ui.Button(label=label, custom_id=f"c:{choice.data}"))
     return view.to_components()
 
 

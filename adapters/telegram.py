@@ -15,18 +15,24 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 import structlog
-from telegram import BotCommand, CallbackQuery, MessageReactionUpdated, Update, error
-from telegram.constants import BotCommandLimit, CallbackQueryLimit, UpdateType
+from telegram import (
+    CallbackQuery,
+    MaybeInaccessibleMessage,
+    MessageReactionUpdated,
+    Update,
+    error,
+)
+from telegram.constants import CallbackQueryLimit, UpdateType
 from telegram.ext import ExtBot
 from telegram.request import HTTPXRequest
 
 from adapters.telegram_inbound import Albums, Translator, chat_of, with_answer
 from adapters.telegram_limits import Limiter
-from adapters.telegram_render import parse_data
+from adapters.telegram_menu import register
+from adapters.telegram_render import parse_choice, parse_data
 from adapters.telegram_transport import TelegramTransport, seconds
-from bot.commands import COMMANDS
-from bot.domain import Language, Platform
-from bot.errors import ConfigError, FarenseError, StoreError, explain
+from bot.domain import Destination, Language, Outcome, Platform, Post
+from bot.errors import ConfigError, DeliveryError, FarenseError, StoreError, explain
 from bot.health import Health, State
 from bot.service import ChatService
 from config.settings import Settings
@@ -55,6 +61,7 @@ class TelegramAdapter:
         self._token = token.get_secret_value().strip() if token else ""
         self._service = service
         self._language = Language(settings.conversation.language)
+        self._admins = settings.admins
         self._requests = (_request(2), _request(64))  # polling, everything else
         self._bot = _bot(self._token, settings.telegram.base_url, *self._requests)
         self.transport = TelegramTransport(
@@ -118,19 +125,9 @@ class TelegramAdapter:
     async def _connect(self) -> None:
         await self._bot.initialize()
         await self._bot.delete_webhook(drop_pending_updates=False)
-        try:
-            await self._register_commands()
-        except (error.BadRequest, error.RetryAfter) as problem:  # a menu is worth no silence
-            log.warning("telegram menu not set", error=type(problem).__name__)
+        await register(self._bot, self._admins)
         self._translator = Translator(self._bot.bot, self._language)
         log.info("telegram connected", bot=self._bot.username)
-
-    async def _register_commands(self) -> None:
-        """Tell Telegram's menu our commands, where it does not know them yet."""
-        for code, language in ((None, Language.PT), ("en", Language.EN)):
-            wanted = _menu(language)
-            if await self._bot.get_my_commands(language_code=code) != wanted:
-                await self._bot.set_my_commands(wanted, language_code=code)
 
     def _wait(self, problem: Exception, tries: int) -> float:
         """Say that Telegram is away, and how long to leave it alone."""
@@ -214,25 +211,40 @@ class TelegramAdapter:
         await asyncio.wait({task}, timeout=PRESS)
 
     async def _answer(self, update: Update, query: CallbackQuery) -> None:
-        """Show what came of a tap as a toast."""
+        """Show what came of a tap as a toast, and in the message under it."""
         assert self._translator is not None
-        meant = parse_data(query.data)
         language = self._translator.fan(query.from_user).language
         try:
-            if meant and query.message:
-                press = self._translator.press(update, query, meant)
-                toast = (await self._service.press(press)).text
-            else:
-                toast = text("telegram.old_button", language)
+            outcome = await self._outcome(update, query, language)
         except FarenseError as problem:
-            toast = explain(problem, language)
+            outcome = Outcome(explain(problem, language))
         except Exception:
             log.exception("button broke", update_id=update.update_id)
-            toast = text("error.unexpected", language)
+            outcome = Outcome(text("error.unexpected", language))
         with contextlib.suppress(error.TelegramError):  # too late for a toast is no harm
             await self._bot.answer_callback_query(
-                query.id, toast[: CallbackQueryLimit.ANSWER_CALLBACK_QUERY_TEXT_LENGTH]
+                query.id, outcome.toast[: CallbackQueryLimit.ANSWER_CALLBACK_QUERY_TEXT_LENGTH]
             )
+        if outcome.post and query.message:
+            await self._edit(query.message, outcome.post)
+
+    async def _outcome(self, update: Update, query: CallbackQuery, language: Language) -> Outcome:
+        assert self._translator is not None
+        if query.message and (meant := parse_data(query.data)):
+            press = self._translator.press(update, query, meant)
+            return Outcome((await self._service.press(press)).text)
+        if query.message and (data := parse_choice(query.data)):
+            return await self._service.tap(self._translator.tap(update, query, data))
+        return Outcome(text("telegram.old_button", language))
+
+    async def _edit(self, message: MaybeInaccessibleMessage, post: Post) -> None:
+        """Let a card become what a tap made of it; tapped again, it is tried again."""
+        try:
+            await self.transport.edit(
+                Destination(chat_of(message.chat)), str(message.message_id), post
+            )
+        except DeliveryError as problem:
+            log.info("card not edited", platform="telegram", error=type(problem).__name__)
 
     async def _vote(self, update: Update, seen: MessageReactionUpdated) -> None:
         """Count a thumb on one of our answers."""
@@ -275,16 +287,4 @@ def _request(connections: int) -> HTTPXRequest:
         read_timeout=CALL,
         write_timeout=CALL,
         pool_timeout=CALL,
-    )
-
-
-def _menu(language: Language) -> tuple[BotCommand, ...]:
-    """The commands as Telegram's menu shows them; those of admins stay out of it."""
-    return tuple(
-        BotCommand(
-            command.aliases[0] if language is Language.EN else command.name,
-            text(f"command.{command.name}.summary", language)[: BotCommandLimit.MAX_DESCRIPTION],
-        )
-        for command in COMMANDS
-        if not command.admin
     )

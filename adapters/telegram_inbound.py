@@ -23,6 +23,7 @@ from bot.domain import (
     Platform,
     Press,
     Source,
+    Tap,
 )
 
 _COMMAND = re.compile(r"/(\w{1,64})(?:@(\w+))?(?:\s+|$)")
@@ -73,18 +74,30 @@ class Translator:
         )
 
     def press(self, update: Update, query: CallbackQuery, meant: tuple[Action, AnswerId]) -> Press:
-        """A tap on one of our buttons."""
-        message = query.message
-        assert message is not None  # only buttons under inline messages have none; we send none
-        chat = chat_of(message.chat, message if isinstance(message, telegram.Message) else None)
+        """A tap on one of the buttons under an answer."""
+        chat, source, handle = _place(query)
         return Press(
             action=meant[0],
             answer_id=meant[1],
             fan=self.fan(query.from_user),
             chat=chat,
-            source=_source(message.chat),
+            source=source,
             update_id=self.update_id(update),
-            handle=f"{query.from_user.id}:{query.from_user.first_name}" if chat.is_shared else None,
+            handle=handle,
+        )
+
+    def tap(self, update: Update, query: CallbackQuery, data: str) -> Tap:
+        """A tap on one of the choices under a notice."""
+        assert query.message is not None
+        chat, source, handle = _place(query)
+        return Tap(
+            data=data,
+            fan=self.fan(query.from_user),
+            chat=chat,
+            source=source,
+            update_id=self.update_id(update),
+            message_id=str(query.message.message_id),
+            handle=handle,
         )
 
     def vote(self, update: Update, seen: MessageReactionUpdated) -> Press | None:
@@ -208,6 +221,15 @@ def chat_of(chat: telegram.Chat, message: telegram.Message | None = None) -> Cha
     kind = ChatKind.PRIVATE if chat.type == ChatType.PRIVATE else ChatKind.GROUP
     topic = message.message_thread_id if message and message.is_topic_message else None
     return Chat(Platform.TELEGRAM, str(chat.id), kind, str(topic) if topic else None)
+
+
+def _place(query: CallbackQuery) -> tuple[Chat, Source, str | None]:
+    """Where a button was tapped, and whom a guided reply there must name."""
+    message = query.message
+    assert message is not None  # only buttons under inline messages have none; we send none
+    chat = chat_of(message.chat, message if isinstance(message, telegram.Message) else None)
+    who = query.from_user
+    return chat, _source(message.chat), f"{who.id}:{who.first_name}" if chat.is_shared else None
 
 
 def with_answer(press: Press, answer_id: AnswerId) -> Press:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import structlog
 from telegram import InlineKeyboardButton, InlineKeyboardMarkup, MessageEntity
 from telegram.constants import MessageLimit
 from telegramify_markdown import RenderConfig, convert
 
-from bot.domain import Action, AnswerId, Buttons
+from bot.domain import Action, AnswerId, Buttons, Choice
 from bot.text import split as cut
 from bot.text import utf16_length
 
@@ -27,6 +28,7 @@ LABELS = {
     Action.STOP: "⏹",
 }
 _DATA = re.compile(rf"({'|'.join(LABELS)}):([1-9][0-9]{{0,17}})")
+_CHOICE = re.compile(r"c:([ -~]{1,40})")
 
 # Links are kept to the web: `tg://user` would be a mention, `tg://` more.
 _KINDS = frozenset(
@@ -111,18 +113,28 @@ def _quiet(text: str, entities: list[MessageEntity]) -> tuple[str, list[MessageE
     return "".join(parts) + text[done:], moved
 
 
-def keyboard(buttons: Buttons | None) -> InlineKeyboardMarkup | None:
-    """The row of buttons under an answer; each says in its data what it does to which answer."""
-    if buttons is None:
-        return None
+def keyboard(
+    buttons: Buttons | None, choices: Sequence[Choice] = ()
+) -> InlineKeyboardMarkup | None:
+    """The row under an answer or a notice; each button says in its data all that it means."""
     row = [
-        InlineKeyboardButton(LABELS[action], callback_data=f"{action}:{buttons.answer_id}")
-        for action in buttons.actions
+        InlineKeyboardButton(choice.label, callback_data=f"c:{choice.data}") for choice in choices
     ]
-    return InlineKeyboardMarkup([row])
+    if buttons is not None:
+        row += [
+            InlineKeyboardButton(LABELS[action], callback_data=f"{action}:{buttons.answer_id}")
+            for action in buttons.actions
+        ]
+    return InlineKeyboardMarkup([row]) if row else None
 
 
 def parse_data(data: str | None) -> tuple[Action, AnswerId] | None:
     """What a button means; None when it is not one of ours."""
     match = _DATA.fullmatch(data or "")
     return (Action(match[1]), AnswerId(int(match[2]))) if match else None
+
+
+def parse_choice(data: str | None) -> str | None:
+    """What a choice under a notice stands for; None when it is not one of ours."""
+    match = _CHOICE.fullmatch(data or "")
+    return match[1] if match else None

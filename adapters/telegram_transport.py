@@ -95,7 +95,7 @@ class TelegramTransport:
                 chat_id=int(to.chat.id),
                 message_id=int(message_id),
                 entities=entities,
-                reply_markup=keyboard(post.buttons),
+                reply_markup=keyboard(post.buttons, post.choices),
                 link_preview_options=NO_PREVIEW,
             )
 
@@ -152,7 +152,7 @@ class TelegramTransport:
                 selective=True,
                 input_field_placeholder=text("telegram.placeholder", self._language),
             )
-        return keyboard(post.buttons)
+        return keyboard(post.buttons, post.choices)
 
 
 def _is_preview(post: Post) -> bool:

@@ -1,7 +1,8 @@
 """The commands: one table that every platform registers from.
 
 The summary of a command is the text `command.<name>.summary`, the label of its argument
-`command.<name>.argument`. Who is an admin is checked in code on every call, see
+`command.<name>.argument`, of a second one `command.<name>.second`. Who is an admin is checked in
+code on every call, see
 `bot.service.ChatService`; what a platform hides from others is only a courtesy.
 """
 
@@ -23,7 +24,9 @@ class Argument(Enum):
 class Command:
     """One command: its Portuguese name, its English aliases, and how it behaves.
 
-    `private` commands are answered so that only the fan sees it, where the platform can.
+    `private` commands are answered so that only the fan sees it, where the platform can. With
+    `second` it takes two texts, which arrive as one, parted by a newline: platforms with forms or
+    several options ask for each. `choices` are the words that the argument may be.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Command:
     argument: Argument = Argument.NONE
     private: bool = True
     admin: bool = False
+    second: bool = False
+    choices: tuple[str, ...] = ()
 
 
 COMMANDS = (
@@ -42,6 +47,12 @@ COMMANDS = (
     Command("ajuda", ("help", "start")),
     Command("estado", ("status",)),
     Command("privacidade", ("privacy",)),
+    Command("ensinar", ("teach",), Argument.OPTIONAL, second=True),
+    Command("aprender", ("learn",), Argument.OPTIONAL, choices=("sim", "não", "avisos")),
+    Command("rever", ("review",), admin=True),
+    Command("retrain", ("treinar",), Argument.OPTIONAL, admin=True, choices=("estado", "cancelar")),
+    Command("rollback", ("recuar",), admin=True),
+    Command("revisoes", ("revisions",), admin=True),
 )
 
 _BY_NAME = {name: command for command in COMMANDS for name in (command.name, *command.aliases)}

@@ -93,6 +93,10 @@ class Delivery:
         """
         return await _Notice(self._arbiter(to.chat), to, post).delivered()
 
+    async def edit(self, to: Destination, message_id: str, post: Post) -> bool:
+        """Change a notice of ours; False when it is no longer there or could not be changed."""
+        return await _Change(self._arbiter(to.chat), to, message_id, post).delivered()
+
     def _arbiter(self, chat: Chat) -> Arbiter:
         if not self._open:
             raise RuntimeError("delivery is closed")
@@ -154,6 +158,29 @@ class _Notice(Job):
             self._message_id = None
         del self._posts[0]
         if not self._posts:
+            self.settle(delivered=True)
+
+
+class _Change(Job):
+    """Another text for a notice that is in the chat."""
+
+    def __init__(self, arbiter: Arbiter, to: Destination, message_id: str, post: Post) -> None:
+        super().__init__(arbiter, to)
+        self._message_id, self._post = message_id, post
+
+    async def delivered(self) -> bool:
+        """Wait for the end; whether the text stands in the chat."""
+        self._arbiter.hurry(self)
+        return await asyncio.shield(self._result)
+
+    async def _advance(self) -> None:
+        try:
+            await self._arbiter.call(self._transport.edit(self.to, self._message_id, self._post))
+        except MessageGone as error:
+            self._give_up(error)
+        except NotModified:
+            self.settle(delivered=True)
+        else:
             self.settle(delivered=True)
 
 

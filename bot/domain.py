@@ -157,16 +157,29 @@ class Buttons:
         return (Action.UP, Action.DOWN, Action.FIX, Action.AGAIN)
 
 
+FORM = "?"  # begins the data of a choice whose tap opens a form, where the platform has forms
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A button under a notice. `data` comes back in the `Tap`: at most 40 ASCII characters."""
+
+    label: str
+    data: str
+
+
 @dataclass(frozen=True, slots=True)
 class Post:
     """One message to show. `text` is CommonMark; the adapter renders it for its platform.
 
     `private` asks for an ephemeral message where the platform has them, `ask` for a guided reply
     (Telegram's force reply), `nonce` makes a repeated send harmless where the platform allows it.
+    `choices` are buttons in one row; a post has them or `buttons`, not both.
     """
 
     text: str
     buttons: Buttons | None = None
+    choices: tuple[Choice, ...] = ()
     private: bool = False
     ask: bool = False
     nonce: str | None = None
@@ -193,6 +206,30 @@ class Toast:
 
     text: str
     done: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Tap:
+    """A tap on a choice: who, which, on which message of ours, seen where."""
+
+    data: str
+    fan: Fan
+    chat: Chat
+    source: Source
+    update_id: str
+    message_id: str | None = None
+    handle: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tap leads to: a short sentence, and what the message under it becomes (None: as is).
+
+    A post without choices ends the card: its buttons go.
+    """
+
+    toast: str
+    post: Post | None = None
 
 
 class Role(StrEnum):

@@ -51,6 +51,30 @@ class Pace:
     idempotent_sends: bool = False  # same `Post.nonce`, one message; only without a handle
 
 
+class Nights(Protocol):
+    """The runs that train revisions, as admins steer them. Refusals are for them to read."""
+
+    async def start(self, started_by: str, to: Destination | None, language: str) -> None:
+        """Begin a run now; its progress and result go to `to`. Raises Refusal when one runs."""
+        ...
+
+    async def cancel(self) -> bool:
+        """Stop the run; False when there is none."""
+        ...
+
+    async def describe(self, language: str) -> str:
+        """What runs now, and how the last runs ended."""
+        ...
+
+    async def roll_back(self, by: str, language: str) -> str:
+        """Put the revision before this one into service, and say which it is."""
+        ...
+
+    async def revisions(self, language: str) -> str:
+        """The revisions that are there, and which one serves."""
+        ...
+
+
 class Transport(Protocol):
     """One platform's way to show things. Errors are the DeliveryError branch, nothing else."""
 

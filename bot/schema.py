@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 
 from bot.domain import AnswerState, ChatKind, Finish, Language, Platform, Source
+from bot.learning import LessonKind, LessonState, NightState
+from bot.rules import texts_check, votes_check
 
 APPLICATION_ID = 0x46415245  # "FARE": how we know our own file
 
@@ -160,5 +162,78 @@ CREATE TABLE settings (
 ) STRICT
 """
 
+_LEARN = f"""
+ALTER TABLE fans ADD COLUMN tell INTEGER NOT NULL DEFAULT 0 CHECK (tell IN (0, 1));
+
+ALTER TABLE answers ADD COLUMN source TEXT CHECK (source IN {_one_of(Source)});
+
+ALTER TABLE votes ADD COLUMN permission TEXT NOT NULL DEFAULT '';
+
+ALTER TABLE votes ADD COLUMN trains INTEGER NOT NULL DEFAULT 0
+  CHECK (trains IN (0, 1)) CHECK ({votes_check()});
+
+CREATE TABLE consents (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  fan_key TEXT NOT NULL REFERENCES fans ON DELETE CASCADE,
+  given INTEGER CHECK (given IN (0, 1)),
+  version INTEGER NOT NULL,
+  source TEXT NOT NULL CHECK (source IN {_one_of(Source)}),
+  created_at INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX consents_fan ON consents (fan_key);
+
+CREATE TABLE lessons (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  kind TEXT NOT NULL CHECK (kind IN {_one_of(LessonKind)}),
+  fan_key TEXT NOT NULL REFERENCES fans ON DELETE CASCADE,
+  chat_key TEXT NOT NULL REFERENCES chats ON DELETE CASCADE,
+  source TEXT NOT NULL CHECK (source IN {_one_of(Source)}),
+  question TEXT NOT NULL,
+  answer TEXT NOT NULL,
+  answer_id INTEGER REFERENCES answers ON DELETE SET NULL,
+  state TEXT NOT NULL CHECK (state IN {_one_of(LessonState)}),
+  confirmed INTEGER NOT NULL DEFAULT 0 CHECK (confirmed IN (0, 1)),
+  decided_by TEXT,
+  decided_at INTEGER,
+  learnt_in TEXT,
+  created_at INTEGER NOT NULL,
+  UNIQUE (fan_key, question, answer),
+  CHECK ({texts_check()})
+) STRICT;
+
+CREATE INDEX lessons_chat ON lessons (chat_key);
+
+CREATE INDEX lessons_answer ON lessons (answer_id);
+
+CREATE INDEX lessons_state ON lessons (state, id);
+
+CREATE TABLE asks (
+  chat_key TEXT NOT NULL REFERENCES chats ON DELETE CASCADE,
+  message_id TEXT NOT NULL,
+  data TEXT NOT NULL,
+  context TEXT NOT NULL,
+  PRIMARY KEY (chat_key, message_id)
+) STRICT;
+
+CREATE TABLE nights (
+  id INTEGER PRIMARY KEY AUTOINCREMENT,
+  day TEXT NOT NULL,
+  started_by TEXT NOT NULL,
+  report_to TEXT,
+  state TEXT NOT NULL CHECK (state IN {_one_of(NightState)}),
+  stage TEXT NOT NULL DEFAULT '',
+  reason TEXT NOT NULL DEFAULT '',
+  details TEXT NOT NULL DEFAULT '{{}}',
+  revision TEXT,
+  started_at INTEGER NOT NULL,
+  ended_at INTEGER
+) STRICT;
+
+CREATE UNIQUE INDEX nights_one ON nights (state) WHERE state = 'running';
+
+CREATE UNIQUE INDEX nights_day ON nights (day) WHERE started_by = 'schedule'
+"""
+
 # Append only; statements are parted by blank lines. `PRAGMA user_version` counts those applied.
-MIGRATIONS = (_CHAT,)
+MIGRATIONS = (_CHAT, _LEARN)

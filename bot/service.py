@@ -8,10 +8,12 @@ and is worked on in a task of its own. Buttons come through `press`, typed corre
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import dataclasses
+import json
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Self
+from typing import Any, Self
 
 import structlog
 
@@ -27,17 +29,20 @@ from bot.domain import (
     Destination,
     Fan,
     Message,
+    Outcome,
     Platform,
     Post,
     Press,
+    Tap,
     Toast,
 )
 from bot.errors import DeliveryFailed, EngineDead, FarenseError, Refusal, StoreError, explain
 from bot.feedback import Feedback
-from bot.ports import Engine, Transport
+from bot.ports import Engine, Nights, Transport
 from bot.prompts import Persona
 from bot.records import Exchange
 from bot.store import Store
+from bot.teaching import TEACH, Teaching
 from bot.text import clean
 from bot.work import Work
 from config.settings import Settings
@@ -85,6 +90,8 @@ class ChatService:
         )
         self._workload = self._conversations.workload
         self._feedback = Feedback(store, settings, now)
+        self._teaching = Teaching(store, settings, now, self._ask_for)
+        self._nights: Nights | None = None
         self._commands = {
             "perguntar": self._ask,
             "novo": self._new,
@@ -94,6 +101,12 @@ class ChatService:
             "ajuda": self._help,
             "estado": self._status,
             "privacidade": self._privacy,
+            "ensinar": self._teach,
+            "aprender": self._learn,
+            "rever": self._review,
+            "retrain": self._retrain,
+            "rollback": self._roll_back,
+            "revisoes": self._revisions,
         }
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -101,6 +114,10 @@ class ChatService:
     def attach(self, transport: Transport) -> None:
         """Make a platform's transport known; before the service is entered."""
         self._deliveries[transport.platform] = Delivery(transport, self._store)
+
+    def use(self, nights: Nights) -> None:
+        """Let admins steer the nights."""
+        self._nights = nights
 
     async def __aenter__(self) -> Self:
         await self._store.remember_persona(self._persona.version, self._persona.text)
@@ -156,20 +173,50 @@ class ChatService:
                 case Action.FIX:
                     return Toast(await self._press_fix(press))
                 case _:
-                    return await self._feedback.vote(press)
+                    return await self._vote(press)
         except FarenseError as error:
             return self._refused(press, error)
 
     async def correct(self, press: Press, correction: str) -> Toast:
         """Store a fan's correction of an answer; returns the toast."""
         try:
-            return await self._feedback.correct(press, correction)
+            toast = await self._feedback.correct(press, correction)
+            self._post_soon(press, await self._teaching.after_correction(press, correction))
         except FarenseError as error:
             return self._refused(press, error)
+        return toast
 
-    def _refused(self, press: Press, error: FarenseError) -> Toast:
+    async def tap(self, tap: Tap) -> Outcome:
+        """Act on a choice under a card; returns the toast, and what the card becomes.
+
+        A form is asked for by a guided reply: platforms with forms of their own call `fill`.
+        """
+        try:
+            return await self._teaching.tap(tap)
+        except FarenseError as error:
+            return Outcome(self._refused(tap, error).text)
+
+    async def fill(self, tap: Tap, typed: str) -> Outcome:
+        """Take what was typed into the form of a choice; returns what `tap` does."""
+        try:
+            return await self._teaching.fill(tap, typed)
+        except FarenseError as error:
+            return Outcome(self._refused(tap, error).text)
+
+    async def announce(self, to: Destination, post: Post) -> str | None:
+        """Show something that no message asked for; the id of it, None where it is not known."""
+        try:
+            return await self._deliveries[to.chat.platform].post(to, post)
+        except (DeliveryFailed, KeyError):  # given up, or the platform is not configured
+            return None
+
+    async def revise(self, to: Destination, message_id: str, post: Post) -> bool:
+        """Change what was announced; False when it could not be."""
+        return await self._deliveries[to.chat.platform].edit(to, message_id, post)
+
+    def _refused(self, press: Press | Tap, error: FarenseError) -> Toast:
         if not error.for_fans:
-            log.warning("press failed", action=press.action.value, error=str(error))
+            log.warning("press failed", press=type(press).__name__, error=str(error))
         return Toast(explain(error, press.fan.language), done=False)
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
@@ -190,7 +237,10 @@ class ChatService:
     def _start(self, message: Message) -> None:
         if self._closing or message in self._workload:
             return
-        task = asyncio.get_running_loop().create_task(self._work(message), name=message.key)
+        self._spawn(self._work(message), message.key)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -228,26 +278,53 @@ class ChatService:
             reply = text("error.unexpected", message.fan.language)
         work.in_queue = False
         if reply and work.reason is not AnswerState.INTERRUPTED:
-            post = Post(reply, private=True, nonce=message.key)
-            await self._deliveries[message.chat.platform].post(work.to, post)
+            post = reply if isinstance(reply, Post) else Post(reply, private=True)
+            post = replace(post, nonce=message.key)
+            shown = await self._deliveries[message.chat.platform].post(work.to, post)
+            if post.ask and shown is not None:
+                await self._store.ask_for(message.chat, shown, TEACH)
 
-    async def _dispatch(self, work: Work) -> str | None:
+    async def _dispatch(self, work: Work) -> str | Post | None:
         """Run a command or answer a question; returns a short reply, or None when all is said."""
         message = work.message
         command = next((one for one in COMMANDS if one.name == message.command), None)
-        if command and command.admin and not self._settings.is_admin(message.fan.key):
-            raise Refusal("refusal.admins_only")
+        if command and command.admin:
+            if not self._settings.is_admin(message.fan.key):
+                raise Refusal("refusal.admins_only")
+            if not message.chat.is_shared:  # where a night's result is told
+                chat = json.dumps(dataclasses.asdict(message.chat))
+                await self._store.set_setting("admin_chat", chat)
         return await self._commands[command.name if command else "perguntar"](work)
 
     # Commands
 
-    async def _ask(self, work: Work) -> str | None:
+    async def _ask(self, work: Work) -> str | Post | None:
         message = work.message
         if message.reply_to and not message.command:
-            asked = await self._store.asked_correction(message.chat, message.reply_to)
+            corrected = await self._store.asked_correction(message.chat, message.reply_to)
+            if corrected is not None:
+                return await self._correct_by(_press(message, corrected), message.text)
+            asked = await self._store.asked_for(message.chat, message.reply_to)
             if asked is not None:
-                return (await self._feedback.correct(_press(message, asked), message.text)).text
+                return await self._asked_for(work, *asked)
         return await self._conversations.ask(work)
+
+    async def _asked_for(self, work: Work, what: str, data: str) -> Post:
+        """Take a reply to what a guided message of ours asked for."""
+        if what == TEACH:
+            return await self._teaching.teach(work.message)
+        message = work.message
+        tap = Tap(data, message.fan, message.chat, message.source, message.update_id)
+        outcome = await self._teaching.fill(tap, message.text)
+        return outcome.post or Post(outcome.toast, private=True)
+
+    async def _correct_by(self, press: Press, correction: str) -> str | Post:
+        """Keep a correction that came as a message: the thanks, or the card that asks more."""
+        toast = await self._feedback.correct(press, correction)
+        card = await self._teaching.after_correction(press, correction)
+        if card is None or not card.choices:
+            return toast.text
+        return replace(card, text=f"{toast.text}\n\n{card.text}")
 
     async def _new(self, work: Work) -> str:
         await self._conversations.new(work.message.chat)
@@ -267,11 +344,11 @@ class ChatService:
     async def _again(self, work: Work) -> str | None:
         return await self._conversations.again(work)
 
-    async def _correct(self, work: Work) -> str | None:
+    async def _correct(self, work: Work) -> str | Post | None:
         message = work.message
         press = _press(message, (await self._conversations.target(message)).id)
         if message.text:
-            return (await self._feedback.correct(press, message.text)).text
+            return await self._correct_by(press, message.text)
         await self._ask_correction(press, work.to)
         return None
 
@@ -304,6 +381,41 @@ class ChatService:
     async def _privacy(self, work: Work) -> str:
         return text("reply.privacy", work.message.fan.language)
 
+    # Learning
+
+    async def _teach(self, work: Work) -> Post:
+        return await self._teaching.teach(work.message)
+
+    async def _learn(self, work: Work) -> Post:
+        return await self._teaching.learn(work.message)
+
+    async def _review(self, work: Work) -> Post:
+        return await self._teaching.review(work.message.fan)
+
+    async def _retrain(self, work: Work) -> str:
+        message, nights = work.message, self._steer()
+        language, word = message.fan.language, message.text.casefold().strip()
+        if word in {"estado", "status"}:
+            return await nights.describe(language)
+        if word in {"cancelar", "cancel"}:
+            stopped = await nights.cancel()
+            return text("night.cancelling" if stopped else "night.none", language)
+        # Without the handle: a run outlives an interaction's token.
+        await nights.start(message.fan.key, Destination(message.chat), language)
+        return text("night.started", language)
+
+    async def _roll_back(self, work: Work) -> str:
+        fan = work.message.fan
+        return await self._steer().roll_back(fan.key, fan.language)
+
+    async def _revisions(self, work: Work) -> str:
+        return await self._steer().revisions(work.message.fan.language)
+
+    def _steer(self) -> Nights:
+        if self._nights is None:
+            raise Refusal("refusal.no_nights")
+        return self._nights
+
     # Buttons
 
     async def _ask_correction(self, press: Press, to: Destination) -> None:
@@ -311,6 +423,28 @@ class ChatService:
         message_id = await self._deliveries[press.chat.platform].post(to, post)
         if message_id is not None:
             await self._store.ask_correction(press.answer_id, press.chat, message_id)
+
+    async def _vote(self, press: Press) -> Toast:
+        toast = await self._feedback.vote(press)
+        if press.action is not Action.CLEAR:
+            self._post_soon(press, await self._teaching.after_vote(press))
+        return toast
+
+    def _post_soon(self, press: Press, post: Post | None) -> None:
+        """Show a card after the toast, which must not wait for it."""
+        if post is not None and not self._closing:
+            to = Destination(press.chat, handle=press.handle)
+            self._spawn(self._announce(to, post), f"card:{press.update_id}")
+
+    async def _announce(self, to: Destination, post: Post) -> None:
+        await self.announce(to, post)
+
+    async def _ask_for(self, tap: Tap, post: Post, what: str) -> None:
+        """Ask for what a form would ask; `what` names it."""
+        to = Destination(tap.chat, handle=tap.handle)
+        message_id = await self._deliveries[tap.chat.platform].post(to, post)
+        if message_id is not None:
+            await self._store.ask_for(tap.chat, message_id, what, tap.data)
 
     async def _press_fix(self, press: Press) -> str:
         await self._feedback.find(press)

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter
 
 from bot.database import run, to_ms
 from bot.delivery import LedgerPiece
-from bot.dialogue import Dialogue, put_chat, put_fan
+from bot.dialogue import put_chat, put_fan
 from bot.domain import AnswerId, Chat, Fan, Message, Source
+from bot.learning_store import LearningStore
 from bot.records import Answer, Exchange, Question
 
 __all__ = ["Answer", "Exchange", "Question", "Store"]
@@ -29,7 +30,7 @@ SELECT (SELECT count(*) FROM questions) AS questions,
 """
 
 
-class Store(Dialogue):
+class Store(LearningStore):
     """Everything that must outlive a restart. Any method may raise StoreError."""
 
     # Inbox

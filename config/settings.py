@@ -107,6 +107,31 @@ class ConversationSettings(Section):
     persona: str = Field("farense", description="File in config/personas, without the ending.")
 
 
+class LearningSettings(Section):
+    """Learning from what fans teach, at night."""
+
+    enabled: bool = Field(False, description="Train at night; /retrain works all the same.")
+    at: str = Field(
+        "03:30", pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="When the night begins."
+    )
+    timezone: str = Field("Europe/Lisbon", description="The time zone of `at`.")
+    min_new: int = Field(
+        3, ge=1, description="New lessons or votes below which a night is skipped."
+    )
+    max_minutes: float = Field(180, gt=0, description="Longest training, without pauses for fans.")
+    keep: int = Field(7, ge=2, description="Revisions kept for going back.")
+    new_account_days: float = Field(
+        7, ge=0, description="Days in which what a new fan says weighs nothing by itself."
+    )
+    discord_votes: bool = Field(False, description="Train on votes given on Discord's commands.")
+    discord_permission: str = Field(
+        "", description="Reference of Discord's written permission to train on message content."
+    )
+    report_to: str = Field(
+        "", description="Chat for the night's report, e.g. telegram:1; else the admin's last one."
+    )
+
+
 class Settings(BaseSettings):
     """Everything that can be set."""
 
@@ -128,6 +153,7 @@ class Settings(BaseSettings):
     discord: DiscordSettings = DiscordSettings()
     web: WebSettings = WebSettings()
     conversation: ConversationSettings = ConversationSettings()
+    learning: LearningSettings = LearningSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -152,6 +178,11 @@ class Settings(BaseSettings):
     def models(self) -> Path:
         """Where converted and downloaded models are kept."""
         return self.home / "models"
+
+    @property
+    def revisions(self) -> Path:
+        """Where trained revisions are kept."""
+        return self.home / "revisions"
 
     def is_admin(self, fan_key: str) -> bool:
         """Whether this fan may give admin commands; nobody when the list is empty."""

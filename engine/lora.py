@@ -32,6 +32,15 @@ def attach(model: Any, config: Mapping[str, Any]) -> None:
     linear_to_lora_layers(model, config["num_layers"], config["lora_parameters"], use_dora=dora)
 
 
+def random_state() -> int:
+    """What MLX's random numbers come from next; `mx.random.seed` takes it back."""
+    import mlx.core as mx
+
+    state: Any = mx.random.state
+    high, low = state[0].tolist()
+    return int(high) << 32 | int(low)
+
+
 def weights_of(model: Any) -> dict[str, Any]:
     """The trainable weights by name."""
     from mlx.utils import tree_flatten
@@ -48,9 +57,9 @@ def with_adapter(loaded: LoadedModel, config: Mapping[str, Any], weights: Mappin
     import mlx.core as mx
 
     model = copy.deepcopy(loaded.model)
-    state = list(mx.random.state)  # what follows draws numbers that nobody will see
+    before = random_state()  # what follows draws numbers that nobody will see
     attach(model, config)
-    mx.random.state[:] = state
+    mx.random.seed(before)
     given = {name: mx.array(value) for name, value in weights.items()}
     _check({name: value.shape for name, value in weights_of(model).items()}, given)
     mx.eval(given)

@@ -92,6 +92,13 @@ class MLXEngine:
             cache_bytes=self._runner.cache_bytes,
         )
 
+    @property
+    def base(self) -> Facts:
+        """The model as it came, for revisions to be put on. Raises EngineDead before it is here."""
+        if self._facts is None:
+            raise EngineDead
+        return self._facts
+
     def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Render the chat template and tokenize; role tokens in a turn's text stay inert."""
         if self._facts is None:

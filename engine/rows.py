@@ -80,11 +80,17 @@ def unpack(pack: Pack, index: int) -> RowKv:
 class Network:
     """A model in two halves where it can be taken apart: logits are dear, and few are wanted."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, apart: bool | None = None) -> None:
+        """`apart` tells whether the halves are the model, where that is known already."""
         self._model = model
-        self._halves = _halves(model)
+        self._halves = halves(model) if apart is None else (_seam(model) if apart else None)
         self.tiled = mx.default_device() == mx.Device(mx.cpu)
         self.depth = len(model.layers)
+
+    @property
+    def apart(self) -> bool:
+        """Whether the model is used in its two halves."""
+        return self._halves is not None
 
     def __call__(self, tokens: Any, caches: Sequence[Any], wanted: int) -> Any:
         """Logits (wanted, vocabulary) after the first rows of `tokens` (rows, count)."""
@@ -94,20 +100,26 @@ class Network:
         return head(body(tokens, cache=caches)[:wanted, -1])
 
 
-def _halves(model: Any) -> tuple[Any, Any] | None:
+def halves(model: Any) -> tuple[Any, Any] | None:
     """The layers and the output, if one after the other they are the model: some scale or cap."""
-    body = getattr(model, "model", None)
-    head = getattr(
-        model, "lm_head", getattr(getattr(body, "embed_tokens", None), "as_linear", None)
-    )
-    if not body or not head:
+    parts = _seam(model)
+    if parts is None:
         return None
+    body, head = parts
     probe = mx.array([[5, 6, 7]])
     try:
         agree = mx.allclose(head(body(probe)), model(probe), rtol=1e-3, atol=1e-3).item()
     except FAULTS:
         return None
-    return (body, head) if agree else None
+    return parts if agree else None
+
+
+def _seam(model: Any) -> tuple[Any, Any] | None:
+    """What a model of the usual make consists of."""
+    body = getattr(model, "model", None)
+    tied = getattr(getattr(body, "embed_tokens", None), "as_linear", None)
+    head = getattr(model, "lm_head", tied)
+    return (body, head) if body and head else None
 
 
 Prompt = tuple[RowKv, Sequence[int]]  # a row, and which tokens it reads next

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -43,6 +44,8 @@ class Facts:
     """What the outside may know of a loaded model."""
 
     name: str
+    folder: Path
+    fingerprint: str
     tokenizer: Any
     context: int
     vocabulary: int
@@ -132,7 +135,13 @@ class Runner:
             self.loaded.set_exception(fault)
             return False
         facts = Facts(
-            base.name, base.tokenizer, base.context, base.vocabulary, self._bytes_per_token
+            name=base.name,
+            folder=base.folder,
+            fingerprint=base.fingerprint,
+            tokenizer=base.tokenizer,
+            context=base.context,
+            vocabulary=base.vocabulary,
+            bytes_per_token=self._bytes_per_token,
         )
         self.loaded.set_result(facts)
         return True
@@ -223,7 +232,8 @@ class Runner:
         from engine.views import View
 
         assert self._base is not None, "views are made from the base"
-        view = View(revision, digest, model, self._base.tokenizer, self._cache)
+        kin = self._views[-1] if self._views else None
+        view = View(revision, digest, model, self._base.tokenizer, self._cache, kin=kin)
         self._views.append(view)
         self.revision = revision
 

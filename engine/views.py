@@ -68,7 +68,14 @@ class View:
     """A model under a revision's name, with the answers that run on it."""
 
     def __init__(
-        self, revision: str, digest: str, model: Any, tokenizer: Any, cache: PrefixCache[RowKv]
+        self,
+        revision: str,
+        digest: str,
+        model: Any,
+        tokenizer: Any,
+        cache: PrefixCache[RowKv],
+        *,
+        kin: View | None = None,
     ) -> None:
         self.revision = revision
         self.digest = digest
@@ -76,8 +83,9 @@ class View:
         self._tokenizer = tokenizer
         self._ends = frozenset(tokenizer.eos_token_ids)
         self._cache = cache
-        self._network = Network(model)
-        self._batched = can_batch(self._network, model)
+        # Of the same base: what was found out by probing holds here too, and a swap is quick.
+        self._network = Network(model, apart=kin.network.apart if kin else None)
+        self._batched = kin.batched if kin else can_batch(self._network, model)
         self._reading: deque[Row] = deque()
         self._pack = Pack()
         self._rows: list[Row] = []  # those in the pack first, in its order
@@ -86,6 +94,16 @@ class View:
         # nobody to compute meanwhile: being ahead would only make each token late by a step.
         self.ahead = mx.default_device() != mx.Device(mx.cpu)
         self.last_read = 0  # prompt tokens read in the last step
+
+    @property
+    def network(self) -> Network:
+        """The model as passes see it."""
+        return self._network
+
+    @property
+    def batched(self) -> bool:
+        """Whether answers share a pass here."""
+        return self._batched
 
     @property
     def idle(self) -> bool:

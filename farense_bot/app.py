@@ -21,6 +21,9 @@ from config.texts import catalogue, text
 from engine.plan import detect, prepare
 from farense_bot.housekeeping import keep_house
 from farense_bot.supervisor import Supervisor
+from training.nights import NightShift
+from training.recipe import parameters, recommended
+from training.serving import is_learning
 
 log = structlog.get_logger(__name__)
 
@@ -79,13 +82,33 @@ async def chat_service(
         built = adapters(service)
         for adapter in built:
             service.attach(adapter.transport)
-        async with service:
+        async with service, learning(settings, store, engine, service):
             chores = asyncio.create_task(keep_house(store, settings.home))
             try:
                 yield service, built
             finally:
                 chores.cancel()
                 await asyncio.wait([chores])
+
+
+@asynccontextmanager
+async def learning(
+    settings: Settings, store: Store, engine: Engine, service: ChatService
+) -> AsyncIterator[NightShift | None]:
+    """Serve what was learnt and learn at night, with an engine that can."""
+    if not is_learning(engine):
+        yield None
+        return
+    shift = NightShift(
+        store=store,
+        settings=settings,
+        engine=engine,
+        announcer=service,
+        recipe=recommended(await asyncio.to_thread(parameters, engine.base.folder)),
+    )
+    async with shift:
+        service.use(shift)
+        yield shift
 
 
 def platforms(

@@ -1,4 +1,4 @@
-"""The command line: run, chat, ask, doctor, model install."""
+"""The command line: run, chat, ask, doctor, model, train, evaluate, revisions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from farense_bot.logs import configure
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 models = typer.Typer(no_args_is_help=True, help="The model: install it.")
 app.add_typer(models, name="model")
+revisions = typer.Typer(no_args_is_help=True, help="What was learnt: look at it, choose it.")
+app.add_typer(revisions, name="revisions")
 
 Model = Annotated[
     str | None, typer.Option("--model", help="MLX model id or folder, or `embedded`.")
@@ -114,6 +116,87 @@ def install(
         from farense_bot.app import ensure_model
 
         typer.echo(ensure_model(settings, stderr.print)[1])
+
+
+@app.command()
+def train(model: Model = None, home: Home = None) -> None:
+    """Train now, by hand, with a bar that shows how far it is."""
+    with _session(home, model, log="error") as settings:
+        from farense_bot.learning import train_now
+
+        raise typer.Exit(train_now(settings, stderr))
+
+
+@app.command()
+def evaluate(
+    suite: Annotated[str | None, typer.Option("--suite", help="Only this suite.")] = None,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="This one beside the base; else the current.")
+    ] = None,
+    model: Model = None,
+    home: Home = None,
+) -> None:
+    """Let a revision and the base take the gate's exam, and print how they did."""
+    with _session(home, model, log="error") as settings:
+        from farense_bot.learning import evaluate_now
+
+        raise typer.Exit(evaluate_now(settings, revision, suite, stderr, Console()))
+
+
+@app.command(hidden=True)
+def work(folder: Path) -> None:
+    """Do the job in a folder: what the bot starts to train or evaluate."""
+    from training.work import do
+
+    raise typer.Exit(do(folder))
+
+
+@revisions.command("list")
+def revisions_list(home: Home = None) -> None:
+    """The revisions that are there, the newest first."""
+    with _session(home, None, log="error") as settings:
+        from farense_bot.learning import list_revisions
+
+        list_revisions(settings, Console(highlight=False))
+
+
+@revisions.command("show")
+def revisions_show(name: str, home: Home = None) -> None:
+    """The report of one revision."""
+    with _session(home, None, log="error") as settings:
+        from farense_bot.learning import show_revision
+
+        show_revision(settings, name, Console())
+
+
+@revisions.command("use")
+def revisions_use(name: str, home: Home = None) -> None:
+    """Put a revision into service, `base` for none; a running bot follows within seconds."""
+    with _session(home, None, log="error") as settings:
+        from farense_bot.learning import use_revision
+
+        use_revision(settings, name, Console(highlight=False))
+
+
+@revisions.command("rollback")
+def revisions_rollback(home: Home = None) -> None:
+    """Put the revision before this one into service."""
+    with _session(home, None, log="error") as settings:
+        from farense_bot.learning import roll_back
+
+        roll_back(settings, Console(highlight=False))
+
+
+@revisions.command("verify")
+def revisions_verify(
+    name: Annotated[str | None, typer.Argument(help="One revision; else all.")] = None,
+    home: Home = None,
+) -> None:
+    """Look at names, shapes, values and checksums."""
+    with _session(home, None, log="error") as settings:
+        from farense_bot.learning import verify_revisions
+
+        raise typer.Exit(verify_revisions(settings, name, Console(highlight=False)))
 
 
 @app.callback(invoke_without_command=True)

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from adapters.console import BROKEN_PIPE, ConsoleAdapter, ask
-from bot.domain import Chat, Fan, Platform, Post
+from bot.domain import Chat, Choice, Destination, Fan, Outcome, Platform, Post, Source, Tap
 from bot.errors import EngineError, GenerationFailed, PromptTooLong, Refusal
 from bot.health import State
 from bot.service import ChatService
@@ -190,10 +190,76 @@ async def test_a_correction_is_asked_for_and_the_next_line_is_it(tmp_path):
     assert "\nSou um leão.\n" not in terminal.text  # it was no question
 
 
+CARD = Post("Em 1910?", choices=(Choice("Aprovar", "ok:7"), Choice("Editar", "?ed:7")))
+HERE = Destination(Chat(Platform.CONSOLE, "local"))
+
+
+@pytest.mark.parametrize("is_terminal", [False, True])
+async def test_a_number_right_after_a_card_chooses(tmp_path, monkeypatch, *, is_terminal):
+    terminal, taps = Terminal(is_terminal=is_terminal), []
+    outcomes = [
+        Outcome("Tens a certeza?", Post("Mesmo?", choices=(Choice("Sim", "sure:7"),))),
+        Outcome("", Post("Aprovado.")),
+    ]
+
+    async def tap(given: Tap) -> Outcome:
+        taps.append(given)
+        return outcomes[len(taps) - 1]
+
+    async with chatting(tmp_path, terminal) as (adapter, service):
+        monkeypatch.setattr(service, "tap", tap, raising=False)
+        card = await adapter.send(HERE, CARD)
+        terminal.type(" 1 ", "1", "1", None)  # the last one is a question: the card is done
+        await adapter.run()
+    assert [(each.data, each.message_id, each.source) for each in taps] == [
+        ("ok:7", card, Source.CONSOLE), ("sure:7", card, Source.CONSOLE),
+    ]  # fmt: skip
+    said = [line.strip() for line in terminal.text.splitlines() if line.strip()]
+    if not is_terminal:
+        assert said == [
+            "Em 1910?", "[1] Aprovar  [2] Editar", "Tens a certeza?", "Mesmo?", "[1] Sim",
+            "Aprovado.", "1",
+        ]  # fmt: skip
+    else:
+        assert "[1] Aprovar  [2] Editar" in said
+
+
+@pytest.mark.parametrize("line", ["0", "3", "-1", "1.", "² ", "sim"])
+async def test_anything_but_a_number_of_the_card_is_a_question(tmp_path, monkeypatch, line):
+    terminal, taps = Terminal(), []
+    async with chatting(tmp_path, terminal) as (adapter, service):
+        monkeypatch.setattr(service, "tap", taps.append, raising=False)
+        await adapter.send(HERE, CARD)
+        terminal.type(line, "1", None)  # and afterwards the card no longer waits
+        await adapter.run()
+    assert terminal.text.splitlines()[-2:] == [line.strip(), "1"]
+    assert taps == []
+
+
+async def test_a_choice_that_asks_for_a_text_takes_the_next_line(tmp_path, monkeypatch):
+    terminal, heard = Terminal(), []
+    async with chatting(tmp_path, terminal) as (adapter, service):
+
+        async def tap(given: Tap) -> Outcome:
+            await adapter.send(HERE, Post("Como deve ficar?", ask=True))
+            return Outcome("")
+
+        async def receive(message) -> None:
+            heard.append((message.text, message.reply_to is not None))
+            adapter._show(Post("Obrigado."))
+
+        monkeypatch.setattr(service, "tap", tap, raising=False)
+        monkeypatch.setattr(service, "receive", receive)
+        await adapter.send(HERE, CARD)
+        terminal.type("2", "Em 1910, em Faro.", "E agora?", None)
+        await adapter.run()
+    assert heard == [("Em 1910, em Faro.", True), ("E agora?", False)]
+
+
 async def test_an_answer_cannot_steer_the_terminal(tmp_path):
     async with chatting(tmp_path, Terminal(), EchoEngine()) as (adapter, _):
-        adapter._show(Post("\x1b]0;owned\x07\x1b[2Jolá\r"))
-    assert adapter._console.file.getvalue() == "]0;owned[2Jolá\n"
+        adapter._show(Post("\x1b]0;owned\x07\x1b[2Jolá\r", choices=(Choice("\x1b[2Jsim", "x"),)))
+    assert adapter._console.file.getvalue() == "]0;owned[2Jolá\n\n[1] [2Jsim\n"
 
 
 # --- one answer on standard output -----------------------------------------------------------

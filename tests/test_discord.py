@@ -7,7 +7,7 @@ import json
 import logging
 from dataclasses import replace
 from typing import Any
-from unittest.mock import AsyncMock, MagicMock
+from unittest.mock import MagicMock
 
 import discord
 import pytest
@@ -24,13 +24,16 @@ from bot.domain import (
     Buttons,
     Chat,
     ChatKind,
+    Choice,
     Destination,
     Language,
     Message,
+    Outcome,
     Platform,
     Post,
     Press,
     Source,
+    Tap,
     Toast,
 )
 from bot.errors import DeliveryFailed, HandleExpired, MessageGone, StoreError
@@ -48,6 +51,8 @@ class Desk:
         self.messages: list[Message] = []
         self.presses: list[Press] = []
         self.corrections: list[tuple[Press, str]] = []
+        self.taps: list[tuple[Tap, str | None]] = []
+        self.outcome = Outcome("feito")
         self.resumed = 0
         self.shown: dict[str, AnswerId] = {}
         self.newest: AnswerId | None = AnswerId(7)
@@ -73,6 +78,14 @@ class Desk:
     async def correct(self, press: Press, text: str) -> Toast:
         self.corrections.append((press, text))
         return Toast("guardado")
+
+    async def tap(self, tap: Tap) -> Outcome:
+        self.taps.append((tap, None))
+        return self.outcome
+
+    async def fill(self, tap: Tap, text: str) -> Outcome:
+        self.taps.append((tap, text))
+        return self.outcome
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         self._fail()
@@ -296,6 +309,11 @@ async def test_the_fans_own_language_decides(locale, language):
 # --- feedback --------------------------------------------------------------------------------
 
 
+def told(interaction: Any) -> list[tuple[str, bool]]:
+    """What was said after a tap or form, and whether to the fan alone."""
+    return [(each.content, each.ephemeral) for each in interaction.followups]
+
+
 async def answered(world: World, desk: Desk, adapter: DiscordAdapter) -> discord.Message:
     await world.ana.send(world.channel, f"{world.me} olá")
     sent = await adapter.transport.send(to(desk.messages[-1]), Post("Olá!", DONE))
@@ -311,27 +329,26 @@ async def test_a_vote_is_thanked_for_in_private_also_after_a_restart(
     if restarted:
         await world.env.restart_bot(adapter.connection())
     tapped = await world.ana.click(shown, custom_id="fb:up:7")
-    assert (tapped.response.content, tapped.ephemeral) == ("visto up", True)
+    assert told(tapped) == [("visto up", True)]
     [press] = desk.presses
     assert (press.action, press.answer_id, press.via) == (Action.UP, AnswerId(7), "button")
     assert press.fan.id == str(world.ana.id)
     assert press.chat == desk.messages[0].chat
 
 
-async def test_a_slow_vote_keeps_discord_waiting_politely(adapter, monkeypatch):
-    monkeypatch.setattr("adapters.discord_client.PROMPT", 0)
-    deferred = asyncio.Event()
+async def test_discord_hears_of_a_tap_before_the_service_does(world, desk, adapter, monkeypatch):
+    """It waits for 3 seconds only, and takes nothing else for the tap before that."""
+    shown = await answered(world, desk, adapter)
 
-    async def vote() -> Toast:
-        await deferred.wait()
-        return Toast("Obrigado!")
+    async def press(given: Press) -> Toast:
+        acknowledged = [call["type"] for call in world.calls("POST", "/callback")]
+        card = replace(CARD, private=True)
+        await adapter.transport.send(Destination(given.chat, handle=given.handle), card)
+        return Toast(f"visto {acknowledged}")
 
-    interaction = AsyncMock()
-    interaction.response.is_done = lambda: True
-    interaction.response.defer.side_effect = lambda **_: deferred.set()
-    await adapter.connection()._toast(interaction, vote())
-    interaction.response.defer.assert_awaited_once_with(ephemeral=True, thinking=True)
-    interaction.edit_original_response.assert_awaited_once_with(content="Obrigado!")
+    monkeypatch.setattr(desk, "press", press)
+    tapped = await world.ana.click(shown, custom_id="fb:up:7")
+    assert told(tapped) == [("Em 1910?", True), ("visto [6]", True)]
 
 
 async def test_the_newest_buttons_are_the_ones_that_work(world, desk, adapter):
@@ -339,7 +356,7 @@ async def test_the_newest_buttons_are_the_ones_that_work(world, desk, adapter):
     where = to(desk.messages[0])
     sent = await adapter.transport.send(where, Post("O", Buttons(AnswerId(7), running=True)))
     stopped = await world.user.click(world.user.dm_channel.last_message, custom_id="fb:st:7")
-    assert stopped.response.content == "visto st"
+    assert told(stopped)[0][0] == "visto st"
     await adapter.transport.edit(where, sent, Post("Olá", DONE))
     assert names(world.user.dm_channel.last_message)[0] == "fb:up:7"
     await adapter.transport.edit(where, sent, Post("Olá"))
@@ -354,7 +371,7 @@ async def test_a_correction_is_typed_into_a_form(world, desk, adapter, restarted
     if restarted:
         await world.env.restart_bot(adapter.connection())
     thanks = await world.ana.submit_modal(opened, {"correction": "Foi em 1910."})
-    assert (thanks.response.content, thanks.ephemeral) == ("guardado", True)
+    assert told(thanks) == [("guardado", True)]
     [(press, typed)] = desk.corrections
     assert (press.action, press.answer_id, typed) == (Action.FIX, AnswerId(7), "Foi em 1910.")
     assert press.source is Source.DISCORD_COMMAND
@@ -364,10 +381,12 @@ async def test_correct_without_text_opens_the_form_for_the_newest_answer(world, 
     opened = await world.ana.slash(world.channel, "corrigir")
     assert opened.modal["custom_id"] == "fix:7"
     assert desk.messages == []
+    thanks = await world.ana.submit_modal(opened, {"correction": "Em 1910."})
+    assert (thanks.response.content, thanks.ephemeral) == ("guardado", True)
     desk.newest = None
-    told = await world.ana.slash(world.channel, "corrigir")
-    assert told.response.content == text("refusal.no_answer_yet", "en")
-    assert told.ephemeral
+    refused = await world.ana.slash(world.channel, "corrigir")
+    assert refused.response.content == text("refusal.no_answer_yet", "en")
+    assert refused.ephemeral
     await world.ana.slash(world.channel, "corrigir", texto="Em 1910.")
     assert (desk.messages[0].command, desk.messages[0].text) == ("corrigir", "Em 1910.")
 
@@ -386,6 +405,156 @@ async def test_reactions_are_votes_that_can_be_taken_back(world, desk, adapter):
     question = world.channel.history()[0]
     await world.ana.react(question, "👍")
     assert len(desk.presses) == 3
+
+
+# --- cards with choices ------------------------------------------------------------------------
+
+CARD = Post("Em 1910?", choices=(Choice("Aprovar", "ok:7"), Choice("Editar", "?ed:7")))
+
+
+async def card(world: World, desk: Desk, adapter: DiscordAdapter, *, alone: bool) -> Any:
+    """A card under a command's answer, for the fan alone or for all."""
+    command = "ajuda" if alone else "perguntar"
+    asked = await world.ana.slash(world.channel, command, **({} if alone else {"texto": "?"}))
+    await adapter.transport.send(to(desk.messages[-1]), replace(CARD, private=alone))
+    return asked
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("alone", [False, True])
+async def test_a_card_becomes_what_a_tap_makes_of_it(world, desk, adapter, *, alone, restarted):
+    asked = await card(world, desk, adapter, alone=alone)
+    shown = asked.response.message
+    assert names(shown) == ["c:ok:7", "c:?ed:7"]
+    assert [item.label for item in shown.components[0].children] == ["Aprovar", "Editar"]
+    if restarted:
+        await world.env.restart_bot(adapter.connection())
+    desk.outcome = Outcome("tens a certeza?", Post("Mesmo?", choices=(Choice("Sim", "sure:7"),)))
+    tapped = await world.ana.click(shown, custom_id="c:ok:7")
+    assert told(tapped) == [("tens a certeza?", True)]
+    assert (asked.response.content, names(asked.response.message)) == ("Mesmo?", ["c:sure:7"])
+    desk.outcome = Outcome("", Post("Aprovado ✅"))
+    tapped = await world.ana.click(asked.response.message, custom_id="c:sure:7")
+    assert tapped.followups == []
+    assert (asked.response.content, names(asked.response.message)) == ("Aprovado ✅", [])
+    tap = desk.taps[0][0]
+    assert (tap.data, tap.message_id, tap.source) == ("ok:7", str(shown.id), Source.DISCORD_COMMAND)
+    assert (tap.fan.id, tap.chat) == (str(world.ana.id), desk.messages[0].chat)
+    assert [tap.data for tap, _ in desk.taps] == ["ok:7", "sure:7"]
+
+
+async def test_a_card_in_a_channel_can_be_tapped_and_edited_by_the_core(world, desk, adapter):
+    await world.ana.send(world.channel, f"{world.me} olá")
+    where = Destination(desk.messages[0].chat)
+    sent = await adapter.transport.send(where, CARD)
+    desk.outcome = Outcome("só admins")
+    tapped = await world.ana.click(world.channel.last_message, custom_id="c:ok:7")
+    assert told(tapped) == [("só admins", True)]
+    assert names(world.channel.last_message) == ["c:ok:7", "c:?ed:7"]  # it stays as it was
+    await adapter.transport.edit(where, sent, Post("A treinar…", choices=(Choice("Pára", "x"),)))
+    assert (world.channel.last_message.content, names(world.channel.last_message)) == (
+        "A treinar…", ["c:x"],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_choice_that_asks_for_a_text_opens_a_form(world, desk, adapter, restarted):
+    asked = await card(world, desk, adapter, alone=True)
+    opened = await world.ana.click(asked.response.message, custom_id="c:?ed:7")
+    assert opened.modal["title"] == text("form.title", "en")
+    assert "value" not in str(opened.modal)  # nothing is prefilled
+    assert desk.taps == []
+    if restarted:
+        await world.env.restart_bot(adapter.connection())
+    desk.outcome = Outcome("guardado", Post("Em 1910, em Faro."))
+    done = await world.ana.submit_modal(opened, {"correction": "Em 1910, em Faro."})
+    [(tap, typed)] = desk.taps
+    assert (tap.data, typed, tap.source) == ("?ed:7", "Em 1910, em Faro.", Source.DISCORD_COMMAND)
+    assert told(done) == [("guardado", True)]
+    assert (asked.response.content, names(asked.response.message)) == ("Em 1910, em Faro.", [])
+
+
+@pytest.mark.parametrize("code", [10062, 40060])
+async def test_a_tap_counts_and_shows_although_discord_gave_it_up(world, desk, adapter, code):
+    await world.ana.send(world.channel, f"{world.me} olá")
+    await adapter.transport.send(Destination(desk.messages[0].chat), CARD)
+    shown = world.channel.last_message
+    world.env.inject_error("POST", "/interactions/*", status=404, code=code)
+    world.env.inject_error("PATCH", "/webhooks/*", status=404, code=10015, times=None)
+    world.env.inject_error("POST", "/webhooks/*", status=404, code=10015, times=None)
+    desk.outcome = Outcome("feito", Post("Aprovado ✅"))
+    await world.ana.click(shown, custom_id="c:ok:7")
+    assert world.channel.last_message.content == "Aprovado ✅"
+
+
+async def test_other_forms_and_choices_are_none_of_ours(world, desk):
+    for custom_id in ("fill:ok:7", "fill:?" + "x" * 40, "give:retrain", "give:nada", "fix:x", ""):
+        data = {"custom_id": custom_id, "components": []}
+        await world.env.bot.on_interaction(
+            MagicMock(type=discord.InteractionType.modal_submit, data=data)
+        )
+    assert desk.taps == desk.messages == desk.corrections == []
+
+
+# --- teaching, and the words that a command takes -----------------------------------------------
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("typed", [{}, {"pergunta": "Quem fundou o clube?"}])
+async def test_teaching_asks_for_what_is_missing_by_a_form(
+    world, desk, adapter, *, typed, restarted
+):
+    opened = await world.ana.slash(world.channel, "ensinar", **typed)
+    assert desk.messages == []
+    fields = [label["component"] for label in opened.modal["components"]]
+    assert [field.get("value") for field in fields] == [typed.get("pergunta"), None]
+    assert [label["label"] for label in opened.modal["components"]] == ["Question", "Answer"]
+    if restarted:
+        await world.env.restart_bot(adapter.connection())
+    words = {"correction": "Quem fundou\no clube?", "second": "Um grupo\nde amigos."}
+    given = await world.ana.submit_modal(opened, words)
+    [message] = desk.messages
+    assert message.command == "ensinar"
+    assert message.text == "Quem fundou o clube?\nUm grupo\nde amigos."  # question, then answer
+    assert message.source is Source.DISCORD_COMMAND
+    assert given.ephemeral
+    await adapter.transport.send(to(message), Post("Obrigado!", private=True))
+    assert given.response.content == "Obrigado!"
+
+
+async def test_teaching_in_one_line_needs_no_form(world, desk):
+    typed = {"pergunta": "Quem fundou?", "resposta": "Amigos."}
+    asked = await world.ana.slash(world.channel, "ensinar", **typed)
+    assert asked.ephemeral
+    assert [(got.command, got.text) for got in desk.messages] == [
+        ("ensinar", "Quem fundou?\nAmigos.")
+    ]
+
+
+async def test_a_command_with_words_of_its_own_offers_them_and_works_without(world, desk):
+    [sent] = [c for c in world.calls("PUT", "/commands")[0] if c["name"] == "aprender"]
+    offered = sent["options"][0]["choices"]
+    assert [choice["value"] for choice in offered] == ["sim", "não", "avisos"]
+    await world.ana.slash(world.channel, "aprender", texto="não")
+    await world.ana.slash(world.channel, "aprender")
+    assert [(got.command, got.text) for got in desk.messages] == [
+        ("aprender", "não"), ("aprender", ""),
+    ]  # fmt: skip
+    back = json.loads(json.dumps(sent))
+    for choice in back["options"][0]["choices"]:
+        choice["name_localizations"] = None
+    assert _essence([back]) == _essence([sent])
+    back["options"][0]["choices"].pop()
+    assert _essence([back]) != _essence([sent])
+
+
+async def test_admin_commands_are_hidden_from_others_and_all_descriptions_fit(world):
+    for command in world.calls("PUT", "/commands")[0]:
+        is_admin = next(c.admin for c in COMMANDS if c.name == command["name"])
+        assert (command.get("default_member_permissions") is not None) is is_admin
+        for each in (command, *command.get("options", [])):
+            said = (each["description"], *each.get("description_localizations", {}).values())
+            assert all(0 < len(words) <= 100 for words in said)
 
 
 # --- what can go wrong -----------------------------------------------------------------------
@@ -484,7 +653,9 @@ async def test_what_a_fan_did_counts_although_discord_no_longer_listens(
 ):
     shown = await answered(world, desk, adapter)
     opened = await world.ana.click(shown, custom_id="fb:fx:7")
-    monkeypatch.setattr("asyncio.sleep", AsyncMock())  # discord.py tries a 503 again, later
+    sleep = asyncio.sleep  # discord.py tries a 503 again, later
+    if status == 503:
+        monkeypatch.setattr("discord.webhook.async_.asyncio.sleep", lambda _, *a: sleep(0, *a))
     world.env.inject_error("POST", "/interactions/*", status=status, code=code, times=None)
     await world.ana.click(shown, custom_id="fb:up:7")
     await world.ana.click(shown, custom_id="fb:fx:7")
@@ -496,28 +667,6 @@ async def test_what_a_fan_did_counts_although_discord_no_longer_listens(
     assert said.count(f"reason={status}/{code}") == 4
     assert "Traceback" not in said + caplog.text
     assert caplog.records == []
-
-
-async def test_a_slow_vote_counts_although_discord_gave_the_tap_up(adapter, monkeypatch):
-    monkeypatch.setattr("adapters.discord_client.PROMPT", 0)
-    voted = asyncio.Event()
-    deferred = asyncio.Event()
-
-    async def vote() -> Toast:
-        await deferred.wait()
-        voted.set()
-        return Toast("Obrigado!")
-
-    async def expired(**_: object) -> None:
-        deferred.set()
-        raise discord.NotFound(MagicMock(status=404), {"code": 10062, "message": "Unknown"})
-
-    interaction = AsyncMock()
-    interaction.response.defer.side_effect = expired
-    interaction.response.is_done = lambda: False
-    await adapter.connection()._toast(interaction, vote())
-    assert voted.is_set()
-    interaction.edit_original_response.assert_not_awaited()
 
 
 @pytest.mark.parametrize("name", ["discord.http", "discord.webhook.async_", "discord.gateway"])

@@ -16,7 +16,20 @@ from discord.http import Route
 
 from adapters.discord import DiscordAdapter
 from adapters.discord_render import render
-from bot.domain import AnswerId, Buttons, Chat, Destination, Message, Platform, Post, Press, Toast
+from bot.domain import (
+    AnswerId,
+    Buttons,
+    Chat,
+    Choice,
+    Destination,
+    Message,
+    Outcome,
+    Platform,
+    Post,
+    Press,
+    Tap,
+    Toast,
+)
 from bot.errors import ConfigError, DeliveryFailed, DeliveryUnknown, HandleExpired, RetryAfter
 from bot.health import State
 from bot.ports import Engine, Pace
@@ -38,6 +51,7 @@ class Desk:
     tell: Callable[[], Awaitable[None]]
     messages: list[Message] = field(default_factory=list)
     presses: list[Press] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
     resumed: int = 0
 
     async def resume(self, platform: Platform) -> None:
@@ -51,6 +65,10 @@ class Desk:
     async def press(self, press: Press) -> Toast:
         self.presses.append(press)
         return Toast("Obrigado!")
+
+    async def tap(self, tap: Tap) -> Outcome:
+        self.taps.append(tap)
+        return Outcome("Aprovado.", Post("**Aprovado** ✅", choices=(Choice("Voltar", "un:7"),)))
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         return None
@@ -161,6 +179,24 @@ async def test_a_button_works_after_the_adapter_is_started_anew(loopback, desk):
     assert [press.answer_id for press in desk.presses] == [7]
     body = loopback.of("POST", "/callback$")[0].body
     assert (body["data"]["content"], body["data"]["flags"]) == ("Obrigado!", 64)
+
+
+async def test_a_card_is_tapped_and_edited_after_the_adapter_is_started_anew(loopback, desk):
+    card = Post("Em 1910?", choices=(Choice("Aprovar", "ok:7"), Choice("Editar", "?ed:7")))
+    first = DiscordAdapter(desk, settings(loopback))
+    async with running(first):
+        where = Destination((await asked(loopback, desk)).chat)
+        sent = await first.transport.send(where, card)
+    async with running(DiscordAdapter(desk, settings(loopback))):
+        await loopback.act("simulateButtonClick", messageId=sent, customId="c:ok:7")
+        await loopback.until(lambda: bool(loopback.of("POST", "/webhooks/")))
+    assert [(tap.data, tap.message_id) for tap in desk.taps] == [("ok:7", sent)]
+    assert loopback.of("POST", "/callback$")[0].body["type"] == 6
+    [edit] = loopback.of("PATCH", "/messages/@original$")
+    assert edit.body["content"] == "**Aprovado** ✅"
+    assert [item["custom_id"] for item in edit.body["components"][0]["components"]] == ["c:un:7"]
+    [toast] = loopback.of("POST", "/webhooks/")
+    assert (toast.body["content"], toast.body["flags"] & 64) == ("Aprovado.", 64)
 
 
 async def test_a_long_rate_limit_is_left_to_the_caller(loopback, desk, adapter):

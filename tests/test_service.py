@@ -229,14 +229,15 @@ async def test_a_correction_by_button_is_asked_for_and_kept(world):
     asked = list(world.board.messages.values())[-1]
     assert asked.ask
     thanks = await world.say("Sou o Leão.", reply_to=world.board.id_of(asked))
-    assert thanks == text("toast.corrected")
+    assert thanks.startswith(text("toast.corrected"))
     assert (await world.store.counts())["corrections"] == 1
 
 
 async def test_a_correction_by_command_is_about_the_newest_answer(world):
     assert await world.say("certo", command="corrigir") == text("refusal.no_answer_yet")
     post = await world.ask("Quem és?")
-    assert await world.say("Sou o Leão.", command="corrigir") == text("toast.corrected")
+    said = await world.say("Sou o Leão.", command="corrigir")
+    assert said.startswith(text("toast.corrected"))
     refused = await world.service.correct(world.press(Action.FIX, post), " ")
     assert (refused.text, refused.done) == (text("refusal.empty_correction"), False)
 
@@ -321,9 +322,9 @@ async def test_every_command_of_the_table_is_answered(world):
 async def test_help_lists_the_commands_in_the_fans_language(world):
     english = Fan(Platform.WEB, "1", language=Language.EN)
     shown = await world.say(command="ajuda", who=english)
-    assert all(f"/{command.aliases[0]} " in shown for command in COMMANDS)
+    assert all((f"/{command.aliases[0]} " in shown) is not command.admin for command in COMMANDS)
     shown = await world.say(command="ajuda")
-    assert all(f"/{command.name} " in shown for command in COMMANDS)
+    assert all((f"/{command.name} " in shown) is not command.admin for command in COMMANDS)
 
 
 async def test_a_fan_with_too_much_waiting_is_told_so(tmp_path):

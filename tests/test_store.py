@@ -480,9 +480,9 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
             if kind == "table" and not name.startswith("sqlite_") and strict
         }
     digest = hashlib.sha256("\n".join(sql for (sql,) in tables).encode()).hexdigest()
-    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "e5c315c89990af74")
+    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "9e0a77ee8a8d197f")
     assert columns == {
-        "fans": "key platform language first_seen last_seen",
+        "fans": "key platform language first_seen last_seen tell",
         "chats": "key platform id thread kind",
         "personas": "version text",
         "inbox": "id platform update_id received_at message",
@@ -492,12 +492,18 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
         "answers": "id question_id platform update_id attempt state text finish error crashes"
         " persona model prompt created_at revision prompt_tokens cached_tokens"
         " completion_tokens queued"
-        " first_token total",
+        " first_token total source",
         "deliveries": "answer_id piece chat_key message_id",
-        "votes": "answer_id fan_key value source via created_at",
+        "votes": "answer_id fan_key value source via created_at permission trains",
         "corrections": "id answer_id fan_key text source created_at",
         "correction_asks": "chat_key message_id answer_id",
         "settings": "key value",
+        "consents": "id fan_key given version source created_at",
+        "lessons": "id kind fan_key chat_key source question answer answer_id state confirmed"
+        " decided_by decided_at learnt_in created_at",
+        "asks": "chat_key message_id data context",
+        "nights": "id day started_by report_to state stage reason details revision started_at"
+        " ended_at",
     }
 
 

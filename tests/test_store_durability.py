@@ -387,12 +387,14 @@ def test_a_migration_that_fails_leaves_the_old_schema(tmp_path, monkeypatch):
     path = tmp_path / "farense.db"
     connect(path).close()
     good = schema.MIGRATIONS
-    monkeypatch.setattr("bot.database.MIGRATIONS", (*good, "CREATE TABLE nights (id)\n\nCREATE x"))
+    monkeypatch.setattr(
+        "bot.database.MIGRATIONS", (*good, "CREATE TABLE evenings (id)\n\nCREATE x")
+    )
     with pytest.raises(StoreError):
         connect(path)
-    monkeypatch.setattr("bot.database.MIGRATIONS", (*good, "CREATE TABLE nights (id)"))
+    monkeypatch.setattr("bot.database.MIGRATIONS", (*good, "CREATE TABLE evenings (id)"))
     with closing(connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone()[0] == 2
+        assert db.execute("PRAGMA user_version").fetchone()[0] == len(good) + 1
         assert db.execute("SELECT count(*) FROM nights").fetchone()[0] == 0
 
 

@@ -14,9 +14,17 @@ from telegram import Update, User, error
 
 from adapters.telegram_inbound import ALBUMS_KEPT, Albums, Translator
 from adapters.telegram_limits import BURST, LATE, RATE, Limiter
-from adapters.telegram_render import LABELS, LIMIT, keyboard, parse_data, render, split
+from adapters.telegram_render import (
+    LABELS,
+    LIMIT,
+    keyboard,
+    parse_choice,
+    parse_data,
+    render,
+    split,
+)
 from adapters.telegram_transport import core_errors
-from bot.domain import Action, AnswerId, Buttons, ChatKind, Language, Source
+from bot.domain import Action, AnswerId, Buttons, ChatKind, Choice, Language, Source
 from bot.errors import (
     DeliveryError,
     DeliveryFailed,
@@ -444,6 +452,45 @@ def test_what_a_button_says_comes_back(action, answer_id):
 @example("up:" + "9" * 60)
 def test_forged_buttons_mean_nothing(data):
     assert parse_data(data) is None
+
+
+def test_choices_stand_in_a_row_under_a_notice():
+    [row] = keyboard(None, (Choice("Aprovar", "ok:7"), Choice("Editar", "?ed:7"))).inline_keyboard
+    assert [(each.text, each.callback_data) for each in row] == [
+        ("Aprovar", "c:ok:7"), ("Editar", "c:?ed:7"),
+    ]  # fmt: skip
+
+
+@given(
+    st.text(alphabet=st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=40)
+)
+def test_what_a_choice_says_comes_back(data):
+    assert len(f"c:{data}".encode()) <= 64
+    assert parse_choice(f"c:{data}") == data
+    assert parse_data(f"c:{data}") is None
+
+
+@pytest.mark.parametrize("data", [None, "", "c:", "c:" + "x" * 41, "c:a\n", "c:é", "up:7", "C:x"])
+def test_forged_choices_mean_nothing(data):
+    assert parse_choice(data) is None
+
+
+@pytest.mark.parametrize("kind", ["private", "supergroup", "too old to see"])
+def test_a_tap_says_who_chose_what_under_which_message(kind):
+    place = PRIVATE if kind == "private" else GROUP
+    under = {"message_id": 9, "date": 0 if kind == "too old to see" else 1, "chat": place}
+    query = {"id": "5", "from": ANA, "chat_instance": "1", "data": "c:ok:7", "message": under}
+    seen = Update.de_json({"update_id": 3, "callback_query": query}, None)
+    tap = TRANSLATE.tap(seen, seen.callback_query, "ok:7")
+    assert (tap.data, tap.fan.key, tap.message_id, tap.update_id) == (
+        "ok:7",
+        "telegram:1",
+        "9",
+        "42:3",
+    )
+    private = kind == "private"
+    assert tap.source is (Source.TELEGRAM_PRIVATE if private else Source.TELEGRAM_GROUP)
+    assert tap.handle == (None if private else "1:Ana")  # whom a guided reply names
 
 
 # --- errors -----------------------------------------------------------------------------------

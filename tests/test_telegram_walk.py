@@ -23,11 +23,14 @@ from bot.domain import (
     Buttons,
     Chat,
     ChatKind,
+    Choice,
     Destination,
     Message,
+    Outcome,
     Platform,
     Post,
     Press,
+    Tap,
     Toast,
 )
 from bot.errors import (
@@ -67,6 +70,8 @@ class Recorder:
 
     messages: list[Message] = field(default_factory=list)
     presses: list[Press] = field(default_factory=list)
+    taps: list[Tap] = field(default_factory=list)
+    outcome: Outcome = field(default_factory=lambda: Outcome("Feito."))
     resumed: int = 0
     resume_faults: list[Exception] = field(default_factory=list)
     on_receive: Callable[[Message], Awaitable[None]] | None = None
@@ -88,6 +93,10 @@ class Recorder:
         self.presses.append(press)
         await self._tell()
         return Toast(self.toast)
+
+    async def tap(self, tap: Tap) -> Outcome:
+        self.taps.append(tap)
+        return self.outcome
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         return None
@@ -191,6 +200,41 @@ async def test_a_menu_that_is_refused_does_not_silence_the_bot(loopback):
         await service.got()
 
 
+async def test_an_admin_sees_the_admin_commands_too(loopback):
+    chosen = settings(loopback.url).model_copy(
+        update={"admins": ("telegram:7", "discord:8", "telegram:@nome", "telegram:9")}
+    )
+    for _ in range(2):
+        service = Recorder()
+        async with running(TelegramAdapter(service, chosen)):
+            await loopback.say("olá")
+            await service.got()
+    menus = {
+        (str(call.data.get("scope")), call.data.get("language_code")): [
+            command["command"] for command in call.data["commands"]
+        ]
+        for call in loopback.of("setMyCommands")
+    }
+    assert len(loopback.of("setMyCommands")) == len(menus) == 6  # and not again
+    for (scope, language), names in menus.items():
+        rever = "review" if language == "en" else "rever"
+        assert (rever in names) is ("chat_id" in scope)
+        assert ("teach" if language == "en" else "ensinar") in names
+
+
+async def test_an_admin_who_never_wrote_holds_up_nobody(loopback):
+    chosen = settings(loopback.url).model_copy(update={"admins": ("telegram:7", "telegram:9")})
+    service = Recorder()
+    async with running(TelegramAdapter(service, settings(loopback.url))):
+        await loopback.called("setMyCommands", 2)
+    loopback.faults["setMyCommands"].append(refuse(400, "Bad Request: chat not found"))
+    async with running(TelegramAdapter(service, chosen)):
+        await loopback.say("olá")
+        await service.got()
+    scopes = [call.data["scope"]["chat_id"] for call in loopback.of("setMyCommands")[2:]]
+    assert scopes == [9, 9]
+
+
 async def test_in_a_group_the_bot_answers_who_calls_it(loopback):
     service = Recorder()
     async with running(TelegramAdapter(service, settings(loopback.url))) as adapter:
@@ -220,14 +264,79 @@ async def test_a_button_of_an_earlier_run_is_answered_at_once(loopback):
     assert toast == "O" * 200
 
 
-@pytest.mark.parametrize("data", ["dn:x", "rm:1", "", "up:1;drop"])
+@pytest.mark.parametrize("data", ["dn:x", "rm:1", "", "up:1;drop", "c:", "c:é", "c:" + "x" * 41])
 async def test_a_forged_button_gets_a_kind_word(loopback, data):
     service = Recorder()
     async with running(TelegramAdapter(service, settings(loopback.url))):
         await loopback.tap(data, under(9))
         call = await loopback.called("answerCallbackQuery")
     assert call.data["text"] == text("telegram.old_button")
-    assert not service.presses
+    assert not service.presses + service.taps
+
+
+CARD = Post("**Quem fundou?** Em 1910.", choices=(Choice("Aprovar", "ok:7"), Choice("Não", "no:7")))
+
+
+@pytest.mark.parametrize("chat", [1, -100])
+async def test_a_card_is_sent_tapped_after_a_restart_and_edited(loopback, chat):
+    kind = ChatKind.PRIVATE if chat > 0 else ChatKind.GROUP
+    where = Destination(Chat(Platform.TELEGRAM, str(chat), kind))
+    first = TelegramAdapter(Recorder(), settings(loopback.url))
+    message_id = int(await first.transport.send(where, CARD))
+    await first.close()
+    sure = Post("Aprovar mesmo?", choices=(Choice("Sim", "sure:7"),))
+    service = Recorder(outcome=Outcome("Tens a certeza?", sure))
+    async with running(TelegramAdapter(service, settings(loopback.url))) as adapter:
+        key = str(chat), message_id
+        assert buttons(loopback.shown[key]) == ["c:ok:7", "c:no:7"]
+        card = under(message_id) | {"chat": chat_json(1, chat)}
+        await loopback.tap("c:ok:7", card, fan=3)
+        await loopback.called("editMessageText")
+        assert buttons(loopback.shown[key]) == ["c:sure:7"]
+        service.outcome = Outcome("Aprovado.", Post("Aprovado ✅"))
+        await loopback.tap("c:sure:7", card, fan=3)
+        await loopback.called("editMessageText", 2)
+        assert loopback.shown[key]["text"] == "Aprovado ✅"
+        assert "reply_markup" not in loopback.shown[key]  # its buttons are gone
+        await loopback.tap("c:sure:7", card, fan=3)  # a second tap on what is no longer there
+        await loopback.called("answerCallbackQuery", 3)
+        await adapter.transport.edit(where, str(message_id), CARD)
+        assert buttons(loopback.shown[key]) == ["c:ok:7", "c:no:7"]
+    assert [tap.data for tap in service.taps] == ["ok:7", "sure:7", "sure:7"]
+    assert {(tap.fan.key, tap.message_id) for tap in service.taps} == {
+        ("telegram:3", str(message_id))
+    }
+    toasts = [call.data["text"] for call in loopback.of("answerCallbackQuery")]
+    assert toasts == ["Tens a certeza?", "Aprovado.", "Aprovado."]
+
+
+async def test_a_choice_that_asks_for_a_text_is_answered_by_a_guided_reply(loopback):
+    service = Recorder(outcome=Outcome("Escreve-me."))
+    async with running(TelegramAdapter(service, settings(loopback.url))) as adapter:
+        card = await adapter.transport.send(PRIVATE, CARD)
+        await loopback.tap("c:?ed:7", under(int(card)))
+        await loopback.called("answerCallbackQuery")
+        asked = await adapter.transport.send(PRIVATE, Post("Como deve ficar?", ask=True))
+        reply = under(int(asked)) | {"from": BOT}
+        await loopback.say("Em 1910, em Faro.", reply_to_message=reply)
+        answer = await service.got()
+    assert [tap.data for tap in service.taps] == ["?ed:7"]
+    assert (answer.text, answer.reply_to) == ("Em 1910, em Faro.", asked)
+    assert not loopback.of("editMessageText")
+
+
+async def test_a_choice_that_breaks_gets_its_toast_and_leaves_the_card(loopback, monkeypatch):
+    service = Recorder()
+
+    async def tap(_tap: Tap) -> Outcome:
+        raise RuntimeError
+
+    monkeypatch.setattr(service, "tap", tap)
+    async with running(TelegramAdapter(service, settings(loopback.url))):
+        await loopback.tap("c:ok:7", under(9))
+        toast = (await loopback.called("answerCallbackQuery")).data["text"]
+    assert toast == text("error.unexpected")
+    assert not loopback.of("editMessageText")
 
 
 async def test_a_slow_or_broken_button_holds_nobody_up_and_still_gets_its_toast(

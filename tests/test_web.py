@@ -25,15 +25,18 @@ from bot.domain import (
     AnswerState,
     Buttons,
     Chat,
+    Choice,
     Destination,
     Fan,
     Language,
     Message,
+    Outcome,
     Platform,
     Post,
     Press,
     QuestionId,
     Source,
+    Tap,
     Toast,
 )
 from bot.errors import ConfigError, StoreError
@@ -50,6 +53,8 @@ class ScriptedService:
         self.messages: list[Message] = []
         self.presses: list[Press] = []
         self.corrections: list[tuple[AnswerId, str]] = []
+        self.taps: list[tuple[Tap, str | None]] = []
+        self.outcome = Outcome("feito")
         self.exchanges: list[Exchange] = []
         self.resumed = asyncio.Event()
         self.fault: Exception | None = None
@@ -71,6 +76,14 @@ class ScriptedService:
     async def correct(self, press: Press, correction: str) -> Toast:
         self.corrections.append((press.answer_id, correction))
         return Toast("toast", self.done)
+
+    async def tap(self, tap: Tap) -> Outcome:
+        self.taps.append((tap, None))
+        return self.outcome
+
+    async def fill(self, tap: Tap, text: str) -> Outcome:
+        self.taps.append((tap, text))
+        return self.outcome
 
     async def newest_answer(self, chat: Chat) -> AnswerId | None:
         return self.exchanges[-1].answer.id if self.exchanges else None
@@ -293,7 +306,7 @@ async def test_our_own_names_are_let_in(visitor, host):
         ({"Content_Type": "application/x-www-form-urlencoded"}, 415),
     ],
 )
-@pytest.mark.parametrize("path", ["message", "command", "press", "correct"])
+@pytest.mark.parametrize("path", ["message", "command", "press", "correct", "tap"])
 async def test_only_our_own_page_may_post(house, visitor, path, headers, status):
     body = {"text": "Olá", "id": "update-0001"}
     assert (await visitor.post(f"/api/{path}", body, **headers)).status == status
@@ -517,6 +530,81 @@ async def test_other_presses_are_refused(house, visitor, action):
     answer = await visitor.post("/api/press", {"action": action, "answer_id": 7})
     assert answer.status in {400, 422}
     assert house.service.presses == []
+
+
+# --- cards with choices --------------------------------------------------------------------
+
+CARD = Post("Em **1910**?", choices=(Choice("Aprovar", "ok:7"), Choice("Editar", "?ed:7")))
+
+
+async def test_a_card_becomes_what_a_tap_makes_of_it(house, visitor):
+    card = await house.adapter.send(await house.chat_of(visitor), CARD)
+    item = (await visitor.items())[-1]
+    assert item["choices"] == [
+        {"label": "Aprovar", "data": "ok:7"}, {"label": "Editar", "data": "?ed:7"},
+    ]  # fmt: skip
+    house.service.outcome = Outcome("certo?", Post("Mesmo?", choices=(Choice("Sim", "sure"),)))
+    answer = await visitor.post("/api/tap", {"id": card, "data": "ok:7"})
+    assert answer.json == {"toast": "certo?"}
+    assert [each["data"] for each in (await visitor.items())[-1]["choices"]] == ["sure"]
+    house.service.outcome = Outcome("pronto", Post("Aprovado."))
+    await visitor.post("/api/tap", {"id": card, "data": "sure"})
+    item = (await visitor.items())[-1]
+    assert (item["id"], item["text"], item["choices"]) == (card, "Aprovado.", [])
+    [first, second] = [tap for tap, _ in house.service.taps]
+    assert (first.data, first.message_id, first.source) == ("ok:7", card, Source.WEB)
+    assert first.fan.key == first.chat.key
+    assert first.update_id != second.update_id
+
+
+async def test_a_form_takes_what_is_typed(house, visitor):
+    card = await house.adapter.send(await house.chat_of(visitor), CARD)
+    tapped = {"id": card, "data": "?ed:7", "text": "Em 1910, em Faro."}
+    assert (await visitor.post("/api/tap", tapped)).json == {"toast": "feito"}
+    assert [(tap.data, typed) for tap, typed in house.service.taps] == [
+        ("?ed:7", "Em 1910, em Faro.")
+    ]
+    assert len((await visitor.items())[-1]["choices"]) == 2  # nothing came of it: it stays
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"id": "{card}", "data": "ok:8"},
+        {"id": "{card}", "data": "?ed:7"},  # a form without its text
+        {"id": "{card}", "data": "ok:7", "text": "x"},
+        {"id": "{card}", "data": ""},
+        {"id": "nada", "data": "ok:7"},
+        {"id": "chat-of-1", "data": "ok:7"},
+        {"id": "{card}"},
+    ],
+)
+async def test_a_choice_that_is_not_there_cannot_be_taken(house, visitor, forged):
+    card = await house.adapter.send(await house.chat_of(visitor), CARD)
+    body = {name: value.format(card=card) for name, value in forged.items()}
+    assert (await visitor.post("/api/tap", body)).status in {400, 422}
+    async with house.visitor() as other:  # the card of somebody else
+        answer = await other.post("/api/tap", {"id": card, "data": "ok:7"})
+        assert (answer.status, answer.json) == (422, {"error": text("refusal.choice_gone")})
+    assert house.service.taps == []
+
+
+async def test_teaching_is_typed_as_a_command(house, visitor):
+    await visitor.say("/ensinar Quem fundou?\nAmigos.")
+    [message] = house.service.messages
+    assert (message.command, message.text) == ("ensinar", "Quem fundou?\nAmigos.")
+
+
+async def test_what_is_asked_for_is_answered_by_the_next_words(house, visitor):
+    to = await house.chat_of(visitor)
+    asked = await house.adapter.send(to, Post("Como deve ficar?", ask=True))
+    await visitor.say("/estado", "update-0001")
+    house.service.fault = StoreError()
+    await visitor.say("Em 1910.", "update-0002")
+    house.service.fault = None
+    await visitor.say("Em 1910.", "update-0002")
+    await visitor.say("E agora?", "update-0003")
+    assert [message.reply_to for message in house.service.messages[1:]] == [None, asked, None]
 
 
 # --- the stream of events ------------------------------------------------------------------

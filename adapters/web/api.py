@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError
 from adapters.web.rooms import Item, Room, WebTransport
 from adapters.web.sessions import BROWSER, Browser
 from bot.commands import Argument, find, parse
-from bot.domain import Action, AnswerId, Message, Press, Source, Toast
+from bot.domain import FORM, Action, AnswerId, Message, Press, Source, Tap, Toast
 from bot.errors import FarenseError, Refusal
 from bot.service import ChatService
 
@@ -44,6 +44,12 @@ class _Commanded(Body):
 class _Pressed(Body):
     action: Action
     answer_id: int
+
+
+class _Tapped(Body):
+    id: str
+    data: str
+    text: str | None = None
 
 
 class _Corrected(Body):
@@ -78,6 +84,7 @@ class ChatApi:
             web.post("/api/command", self._post_command),
             web.post("/api/press", self._post_press),
             web.post("/api/correct", self._post_correct),
+            web.post("/api/tap", self._post_tap),
         ]
 
     async def _get_history(self, request: web.Request) -> web.Response:
@@ -104,7 +111,12 @@ class ChatApi:
         if command:
             return await self._command(request, command.name, rest, said.id, said.text)
         room = await self._rooms.room(request[BROWSER].id)
-        await self._receive(request[BROWSER], room, said.id, said.text, shown=said.text)
+        asked = room.asked
+        await self._receive(
+            request[BROWSER], room, said.id, said.text, shown=said.text, reply_to=asked
+        )
+        if room.asked == asked:  # now it is answered
+            room.asked = None
         return web.json_response({})
 
     async def _post_command(self, request: web.Request) -> web.Response:
@@ -146,6 +158,7 @@ class ChatApi:
         *,
         shown: str,
         command: str | None = None,
+        reply_to: str | None = None,
     ) -> None:
         """Show the fan's words in all tabs and give them to the service."""
         message = Message(
@@ -156,6 +169,7 @@ class ChatApi:
             source=Source.WEB,
             received_at=datetime.now(UTC),
             message_id=update,
+            reply_to=reply_to,
             command=command,
         )
         is_new = bool(shown) and update not in room.items
@@ -190,6 +204,26 @@ class ChatApi:
         browser: Browser = request[BROWSER]
         press = _press(browser, Action.FIX, AnswerId(corrected.answer_id))
         return _told(await self._service.correct(press, corrected.text))
+
+    async def _post_tap(self, request: web.Request) -> web.Response:
+        """A choice under a notice; one that opens a form comes with what was typed into it."""
+        tapped = await body(request, _Tapped)
+        browser: Browser = request[BROWSER]
+        room = await self._rooms.room(browser.id)
+        item = room.items.get(tapped.id)
+        if item is None or not item.offers(tapped.data):
+            raise Refusal("refusal.choice_gone")
+        if tapped.data.startswith(FORM) != (tapped.text is not None):
+            raise web.HTTPBadRequest
+        update = f"{browser.id}:{uuid.uuid4()}"
+        tap = Tap(tapped.data, browser.fan, browser.chat, Source.WEB, update, item.id)
+        if tapped.text is None:
+            outcome = await self._service.tap(tap)
+        else:
+            outcome = await self._service.fill(tap, tapped.text)
+        if outcome.post:
+            room.show(item.id, outcome.post)
+        return web.json_response({"toast": outcome.toast})
 
 
 def _told(toast: Toast) -> web.Response:

@@ -15,7 +15,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adapters.web.markdown import render
-from bot.domain import CARET, Action, AnswerId, AnswerState, Buttons, Destination, Platform, Post
+from bot.domain import (
+    CARET,
+    Action,
+    AnswerId,
+    AnswerState,
+    Buttons,
+    Choice,
+    Destination,
+    Platform,
+    Post,
+)
 from bot.ports import Pace
 from bot.records import Exchange
 
@@ -35,6 +45,7 @@ class Item:
     text: str
     fan: bool = False
     buttons: Buttons | None = None
+    choices: tuple[Choice, ...] = ()
     vote: Action | None = None
     _html: str | None = None
 
@@ -49,8 +60,13 @@ class Item:
         return bool(self.buttons and self.buttons.running)
 
     def show(self, post: Post) -> None:
-        """Take over a newer text and its buttons."""
-        self.text, self.buttons, self._html = post.text, post.buttons, None
+        """Take over a newer text and what is under it."""
+        self.text, self.buttons, self.choices = post.text, post.buttons, post.choices
+        self._html = None
+
+    def offers(self, data: str) -> bool:
+        """Whether it has this choice under it."""
+        return any(choice.data == data for choice in self.choices)
 
     def view(self) -> dict[str, object]:
         """What the page gets."""
@@ -65,6 +81,7 @@ class Item:
             "text": "" if self.running else self.text,
             "answer": self.answer,
             "buttons": self.buttons.actions if self.buttons else (),
+            "choices": [{"label": each.label, "data": each.data} for each in self.choices],
             "final": not self.running,
             "vote": self.vote,
         }
@@ -109,6 +126,7 @@ class Room:
 
     def __init__(self, history: Sequence[Exchange] = ()) -> None:
         self.items: dict[str, Item] = {}
+        self.asked: str | None = None  # the guided reply that waits for the fan's next words
         self._gone: set[str] = set()
         self._tabs: list[Tab] = []
         for exchange in history:
@@ -143,6 +161,8 @@ class Room:
         if item is None and post.buttons:
             item = self.of_answer(post.buttons.answer_id)
         item = item or Item(message_id, "")
+        if post.ask:
+            self.asked = item.id
         item.show(post)
         self.put(item)
 

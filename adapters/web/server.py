@@ -179,6 +179,7 @@ class WebAdapter(WebTransport):
         theme = request.cookies.get(THEME)
         html = self._page.render(
             t=lambda key, **values: text(f"web.page.{key}", browser.language, **values),
+            form={name: text(f"form.{name}", browser.language) for name in ("title", "label")},
             texts=_script_texts(browser.language),
             language=browser.language.value,
             theme=theme if theme in ("light", "dark") else "",

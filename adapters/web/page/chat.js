@@ -6,6 +6,7 @@ const [scroll, log, write, input] = ["scroll", "log", "write", "text"].map($);
 const ICONS = { up: "👍", dn: "👎", fx: "✏️", ag: "🔁" };
 const rows = new Map(); // item id → its element
 const unsent = new Set(); // ids of what the server has not confirmed
+const drafts = new Map(); // what was typed into a form, which when opened again still holds it
 const HIDDEN_SECONDS = 20; // a browser has few connections a server: a hidden tab gives its up
 const timers = {};
 let source, atEnd = true;
@@ -80,6 +81,12 @@ function button(action, item) {
   return element;
 }
 
+function choiceButton({ label, data }) {
+  const element = make("button", { type: "button", className: "choice", textContent: label });
+  element.dataset.choice = data;
+  return element;
+}
+
 function addCopyButtons(body) {
   if (!navigator.clipboard) return; // there is none without https, except on this machine
   const copy = () => make("button", { type: "button", className: "copy", textContent: texts.copy });
@@ -125,12 +132,15 @@ function greet() {
 
 function drawActions(row, item) {
   const actions = row.querySelector(".actions");
-  const key = `${item.buttons} ${item.vote}`;
+  const key = `${item.buttons} ${item.vote} ${JSON.stringify(item.choices)}`;
   if (actions.dataset.key === key) return;
-  const focused = actions.contains(document.activeElement) && document.activeElement.dataset.action;
+  const focused = actions.contains(document.activeElement) && document.activeElement;
   actions.dataset.key = key;
-  actions.replaceChildren(...item.buttons.map((action) => button(action, item)));
-  if (focused) (actions.querySelector(`[data-action=${focused}]`) ?? input).focus();
+  const buttons = item.buttons.map((action) => button(action, item));
+  actions.replaceChildren(...buttons, ...item.choices.map(choiceButton));
+  const { action } = focused?.dataset ?? {};
+  const next = action ? `[data-action=${action}]` : ".choice";
+  if (focused) (actions.querySelector(next) ?? input).focus();
 }
 
 function sync(items) {
@@ -183,36 +193,49 @@ function say(text) {
 
 function openFix(answer) {
   const row = [...rows.values()].find((candidate) => candidate.item.answer === answer);
-  if (!row || row.querySelector("form")) return row?.querySelector("form textarea").focus();
-  const form = $("fix").content.firstElementChild.cloneNode(true);
+  const send = async (text) => (await attempt("/api/correct", { answer_id: answer, text }))?.done;
+  if (row) openForm(row, "fix", answer, row.item.text, send);
+}
+
+/** Ask for a text below a row; what `send` does not take stays there, nothing typed is lost. */
+function openForm(row, template, key, begin, send) {
+  if (row.querySelector("form")) return row.querySelector("form textarea").focus();
+  const form = $(template).content.firstElementChild.cloneNode(true);
   const area = form.querySelector("textarea");
-  area.value = row.draft || row.item.text;
+  area.value = drafts.get(key) || begin;
+  area.oninput = () => drafts.set(key, area.value);
   form.onsubmit = async (event) => {
     event.preventDefault();
     if (!area.value.trim()) return area.focus();
-    const kept = await attempt("/api/correct", { answer_id: answer, text: area.value });
-    if (kept?.done) closeFix(row); // else it stays open: nothing typed is lost
+    if (await send(area.value)) closeForm(row);
   };
-  form.querySelector("[type=button]").onclick = () => closeFix(row);
-  form.onkeydown = (event) => event.key === "Escape" && closeFix(row);
+  form.querySelector("[type=button]").onclick = () => closeForm(row);
+  form.onkeydown = (event) => event.key === "Escape" && closeForm(row);
   row.append(form);
   area.setSelectionRange(0, 0);
   area.focus();
   form.scrollIntoView({ block: "nearest" });
 }
 
-function closeFix(row) {
-  row.draft = row.querySelector("textarea").value; // opened again, it is still there
+function closeForm(row) {
   row.querySelector("form").remove();
-  (row.querySelector("[data-action=fx]") ?? input).focus();
+  (row.querySelector("[data-action=fx], .choice") ?? input).focus();
+}
+
+function choose(row, data) {
+  const send = (text) => attempt("/api/tap", { id: row.item.id, data, text });
+  if (data.startsWith("?")) openForm(row, "form", data, "", send);
+  else send();
 }
 
 async function onLogClick({ target }) {
-  const { item } = target.closest("article") ?? {};
+  const row = target.closest("article");
+  const { item } = row ?? {};
   const { action } = target.closest("[data-action]")?.dataset ?? {};
   if (target.closest(".failed")) deliver(item.id, item.text);
   else if (action === "fx") openFix(item.answer);
   else if (action) attempt("/api/press", { action, answer_id: item.answer });
+  else if (target.matches(".choice")) choose(row, target.dataset.choice);
   else if (target.matches(".copy")) {
     await navigator.clipboard.writeText(target.parentElement.querySelector("code").textContent);
     toast(texts.copied);

@@ -47,6 +47,15 @@ async def cut(request: web.Request) -> web.Response:
     return web.Response()
 
 
+def _with_texts(commands: bytes) -> bytes:
+    """Write permissions as the server reads them; Discord takes numbers too."""
+    parsed = json.loads(commands)
+    for command in parsed:
+        if (hint := command.get("default_member_permissions")) is not None:
+            command["default_member_permissions"] = str(hint)
+    return json.dumps(parsed).encode()
+
+
 @dataclass
 class Call:
     """One call of the bot, with what it was asked and how it was answered."""
@@ -155,6 +164,7 @@ class Loopback:
             if request.method == "GET":
                 return web.Response(body=self._commands, headers=JSON)
             self._commands = body
+            body = _with_texts(body)
         return await self._forward(request, path, body)
 
     async def _forward(

@@ -185,10 +185,10 @@ class Loopback:
         return True
 
     async def _getMyCommands(self, data: dict[str, Any]) -> Any:  # noqa: N802
-        return self._menus.get(data.get("language_code", ""), [])
+        return self._menus.get(_menu(data), [])
 
     async def _setMyCommands(self, data: dict[str, Any]) -> Any:  # noqa: N802
-        self._menus[data.get("language_code", "")] = data["commands"]
+        self._menus[_menu(data)] = data["commands"]
         return True
 
     async def _editMessageText(self, data: dict[str, Any]) -> Any:  # noqa: N802
@@ -296,6 +296,11 @@ def _loads(value: Any) -> Any:
         return json.loads(value) if value[:1] in "[{" else value
     except ValueError:
         return value
+
+
+def _menu(data: dict[str, Any]) -> str:
+    """Which menu: whose, and in which language."""
+    return f"{data.get('scope', '')} {data.get('language_code', '')}"
 
 
 def _ok(result: Any) -> web.Response:

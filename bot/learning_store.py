@@ -1,0 +1,398 @@
+"""What was taught, who allowed it, and the nights, in the database."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+from bot.database import fetch_one, insert, run, to_ms, to_time
+from bot.dialogue import Dialogue, put_chat, put_fan
+from bot.domain import AnswerId, Chat, ChatKind, Fan, Platform, QuestionId, Role, Source, Turn
+from bot.errors import Refusal
+from bot.learning import (
+    CONSENT_VERSION,
+    Consent,
+    Lesson,
+    LessonKind,
+    LessonState,
+    Night,
+    NightState,
+    RatedAnswer,
+    Standing,
+)
+from bot.rules import Grant
+from bot.text import with_quote
+
+_CONSENTING = """
+(SELECT given FROM consents WHERE consents.fan_key = {}.fan_key
+ ORDER BY id DESC LIMIT 1) = 1
+"""  # the newest row counts
+_LESSONS = f"""
+SELECT * FROM lessons
+WHERE state IN ('pending', 'approved') AND {_CONSENTING.format("lessons")} ORDER BY id
+"""  # noqa: S608 # made of our own text only
+_RATED = f"""
+SELECT votes.*, questions.id AS asked, questions.text AS question, questions.quoted,
+  answers.text AS answer, answers.revision
+FROM votes
+JOIN answers ON answers.id = votes.answer_id
+JOIN questions ON questions.id = answers.question_id
+WHERE votes.trains = 1 AND answers.state = 'done' AND answers.text <> ''
+  AND {_CONSENTING.format("votes")} ORDER BY votes.answer_id, votes.fan_key
+"""  # noqa: S608 # made of our own text only
+_STANDINGS = """
+WITH sides AS (SELECT answer_id, sum(value) AS total FROM votes GROUP BY answer_id)
+SELECT key, first_seen,
+  (SELECT count(*) FROM lessons WHERE fan_key = key AND state = 'approved') AS approved,
+  (SELECT count(*) FROM lessons WHERE fan_key = key AND state IN ('rejected', 'quarantined'))
+    AS rejected,
+  (SELECT count(*) FROM votes JOIN sides USING (answer_id)
+   WHERE fan_key = key AND value * (total - value) > 0) AS agreed,
+  (SELECT count(*) FROM votes JOIN sides USING (answer_id)
+   WHERE fan_key = key AND value * (total - value) < 0) AS disagreed
+FROM fans
+"""
+_SATISFACTION = """
+SELECT count(*) FILTER (WHERE value > 0) AS up, count(*) FILTER (WHERE value < 0) AS down
+FROM votes JOIN answers ON answers.id = answer_id WHERE revision = ?
+"""
+
+
+def _to_lesson(row: sqlite3.Row) -> Lesson:
+    same = ("id", "fan_key", "chat_key", "question", "answer", "answer_id", "decided_by")
+    return Lesson(
+        **{name: row[name] for name in same},
+        kind=LessonKind(row["kind"]),
+        source=Source(row["source"]),
+        state=LessonState(row["state"]),
+        confirmed=bool(row["confirmed"]),
+        created_at=to_time(row["created_at"]),
+    )
+
+
+def _to_night(row: sqlite3.Row) -> Night:
+    same = ("id", "day", "started_by", "report_to", "stage", "reason", "revision")
+    return Night(
+        **{name: row[name] for name in same},
+        state=NightState(row["state"]),
+        details=json.loads(row["details"]),
+        started_at=to_time(row["started_at"]),
+        ended_at=to_time(row["ended_at"]) if row["ended_at"] else None,
+    )
+
+
+class LearningStore(Dialogue):
+    """The part of the store that holds lessons, consents and nights."""
+
+    # Consent
+
+    async def consent(self, fan_key: str) -> Consent | None:
+        """What a fan said last; None when the fan was never asked."""
+        rows = await self._read(
+            "SELECT * FROM consents WHERE fan_key = ? ORDER BY id DESC LIMIT 1", fan_key
+        )
+        if not rows:
+            return None
+        given = rows[0]["given"]
+        asked = None if given is None else bool(given)
+        return Consent(asked, rows[0]["version"], to_time(rows[0]["created_at"]))
+
+    async def set_consent(
+        self, fan: Fan, *, given: bool | None, source: Source, grant: Grant, now: datetime
+    ) -> None:
+        """Keep what a fan said (None: that we asked), and let it count for what is there.
+
+        After a yes earlier votes train where the rules allow it; after a no nothing does.
+        """
+
+        def work(db: sqlite3.Connection) -> None:
+            put_fan(db, fan, now)
+            run(
+                db,
+                "INSERT INTO consents (fan_key, given, version, source, created_at)"
+                " VALUES (?, ?, ?, ?, ?)",
+                *(fan.key, given, CONSENT_VERSION, source, to_ms(now)),
+            )
+            if given is False:
+                run(db, "UPDATE votes SET trains = 0 WHERE fan_key = ?", fan.key)
+                run(
+                    db,
+                    "UPDATE lessons SET state = 'withdrawn' WHERE fan_key = ?"
+                    " AND state IN ('waiting', 'pending', 'approved')",
+                    fan.key,
+                )
+            elif given:
+                _let_votes_train(db, fan.key, grant)
+
+        await self._write(work)
+
+    async def set_tell(self, fan_key: str, *, tell: bool) -> None:
+        """Whether a fan wants to hear that a lesson was learnt."""
+        await self._change("UPDATE fans SET tell = ? WHERE key = ?", int(tell), fan_key)
+
+    async def tells(self, fan_key: str) -> bool:
+        """Whether a fan wants to hear that a lesson was learnt."""
+        rows = await self._read("SELECT tell FROM fans WHERE key = ?", fan_key)
+        return bool(rows and rows[0]["tell"])
+
+    async def mark_vote(self, answer_id: AnswerId, fan_key: str, grant: Grant) -> None:
+        """Let a vote train, if the rules allow it for its source and the question's."""
+        await self._write(lambda db: _let_votes_train(db, fan_key, grant, answer_id))
+
+    async def chat(self, key: str) -> Chat | None:
+        """A chat by its key."""
+        rows = await self._read("SELECT * FROM chats WHERE key = ?", key)
+        if not rows:
+            return None
+        row = rows[0]
+        return Chat(Platform(row["platform"]), row["id"], ChatKind(row["kind"]), row["thread"])
+
+    # Lessons
+
+    async def add_lesson(
+        self,
+        kind: LessonKind,
+        fan: Fan,
+        chat: Chat,
+        *,
+        source: Source,
+        question: str,
+        answer: str,
+        answer_id: AnswerId | None,
+        state: LessonState,
+        now: datetime,
+    ) -> Lesson:
+        """Keep what a fan teaches; the same words of the same fan are one lesson.
+
+        Raises StoreError for a source that nothing may be learnt from: the store's own check.
+        """
+
+        def work(db: sqlite3.Connection) -> sqlite3.Row:
+            put_fan(db, fan, now)
+            put_chat(db, chat)
+            run(
+                db,
+                "INSERT INTO lessons (kind, fan_key, chat_key, source, question, answer, answer_id,"
+                " state, created_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT (fan_key, question, answer) DO UPDATE SET state = excluded.state"
+                " WHERE lessons.state = 'withdrawn'",
+                *(kind, fan.key, chat.key, source, question, answer, answer_id, state, to_ms(now)),
+            )
+            row = fetch_one(
+                db,
+                "SELECT * FROM lessons WHERE fan_key = ? AND question = ? AND answer = ?",
+                *(fan.key, question, answer),
+            )
+            assert row is not None, "it was there or has just been inserted"
+            return row
+
+        return _to_lesson(await self._write(work))
+
+    async def lesson(self, lesson_id: int) -> Lesson | None:
+        """One lesson."""
+        rows = await self._read("SELECT * FROM lessons WHERE id = ?", lesson_id)
+        return _to_lesson(rows[0]) if rows else None
+
+    async def confirm_lesson(self, lesson_id: int, *, wanted: bool) -> bool:
+        """The fan's own yes or no; False when the lesson did not wait for it."""
+        return bool(
+            await self._change(
+                "UPDATE lessons SET state = ?, confirmed = ? WHERE id = ? AND state = 'waiting'",
+                *("pending" if wanted else "withdrawn", int(wanted), lesson_id),
+            )
+        )
+
+    async def decide_lesson(
+        self, lesson_id: int, state: LessonState, by: str, now: datetime, answer: str | None = None
+    ) -> bool:
+        """An admin's word on a lesson, perhaps with better words; False when it was not open."""
+        return bool(
+            await self._change(
+                "UPDATE lessons SET state = ?, decided_by = ?, decided_at = ?,"
+                " answer = coalesce(?, answer)"
+                " WHERE id = ? AND state IN ('pending', 'quarantined')",
+                *(state, by, to_ms(now), answer, lesson_id),
+            )
+        )
+
+    async def next_lesson(self) -> tuple[Lesson | None, int]:
+        """The oldest lesson that waits for an admin, and how many do."""
+        rows = await self._read(
+            f"SELECT * FROM lessons WHERE state = 'pending' AND {_CONSENTING.format('lessons')}"  # noqa: S608 # our own text
+            " ORDER BY id"
+        )
+        return (_to_lesson(rows[0]) if rows else None), len(rows)
+
+    async def lessons(self) -> list[Lesson]:
+        """What may be learnt, of fans who allow it: approved, or waiting for a second."""
+        return [_to_lesson(row) for row in await self._read(_LESSONS)]
+
+    async def quarantine(self, lesson_ids: Sequence[int]) -> int:
+        """Set a flood apart; returns how many lessons."""
+        marks = ", ".join("?" * len(lesson_ids))
+        return await self._change(
+            f"UPDATE lessons SET state = 'quarantined' WHERE state = 'pending' AND id IN ({marks})",  # noqa: S608 # question marks
+            *lesson_ids,
+        )
+
+    async def learnt(self, lesson_ids: Sequence[int], revision: str) -> list[Lesson]:
+        """Note which revision learnt lessons first; those that no earlier one had learnt."""
+
+        def work(db: sqlite3.Connection) -> list[sqlite3.Row]:
+            new = []
+            for lesson_id in lesson_ids:
+                new += run(
+                    db,
+                    "UPDATE lessons SET learnt_in = ? WHERE id = ? AND learnt_in IS NULL"
+                    " RETURNING *",
+                    *(revision, lesson_id),
+                ).fetchall()
+            return new
+
+        return [_to_lesson(row) for row in await self._write(work)]
+
+    async def rated_answers(self) -> list[RatedAnswer]:
+        """The votes that may train, of fans who still allow it."""
+        return [
+            RatedAnswer(
+                answer_id=row["answer_id"],
+                fan_key=row["fan_key"],
+                value=row["value"],
+                turns=(
+                    *await self.history(QuestionId(row["asked"])),
+                    Turn(Role.USER, with_quote(row["question"], row["quoted"])),
+                ),
+                answer=row["answer"],
+                revision=row["revision"] or "",
+                created_at=to_time(row["created_at"]),
+            )
+            for row in await self._read(_RATED)
+        ]
+
+    async def standings(self) -> list[Standing]:
+        """What is known of every fan's trustworthiness."""
+        return [
+            Standing(row["key"], to_time(row["first_seen"]), *tuple(row)[2:])
+            for row in await self._read(_STANDINGS)
+        ]
+
+    async def satisfaction(self, revision: str) -> tuple[int, int]:
+        """How many liked a revision's answers and how many did not."""
+        rows = await self._read(_SATISFACTION, revision)
+        return rows[0]["up"], rows[0]["down"]
+
+    # Guided replies
+
+    async def ask_for(self, chat: Chat, message_id: str, data: str, context: str = "") -> None:
+        """Note what a message of ours asks for."""
+
+        def work(db: sqlite3.Connection) -> None:
+            put_chat(db, chat)
+            run(
+                db,
+                "INSERT INTO asks (chat_key, message_id, data, context) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET data = excluded.data, context = excluded.context",
+                *(chat.key, message_id, data, context),
+            )
+
+        await self._write(work)
+
+    async def asked_for(self, chat: Chat, message_id: str) -> tuple[str, str] | None:
+        """What a message of ours asks for, and its context."""
+        rows = await self._read(
+            "SELECT data, context FROM asks WHERE chat_key = ? AND message_id = ?",
+            *(chat.key, message_id),
+        )
+        return (rows[0]["data"], rows[0]["context"]) if rows else None
+
+    # Nights
+
+    async def begin_night(
+        self, day: str, started_by: str, report_to: str | None, now: datetime
+    ) -> Night:
+        """Begin a night. Raises Refusal when one runs, or this day's scheduled one was there."""
+
+        def work(db: sqlite3.Connection) -> sqlite3.Row:
+            running = fetch_one(db, "SELECT * FROM nights WHERE state = 'running'")
+            if running is not None:
+                began = to_time(running["started_at"])
+                by = running["started_by"]
+                raise Refusal("refusal.night_running", by=by, at=f"{began.astimezone():%H:%M}")
+            done = fetch_one(
+                db, "SELECT id FROM nights WHERE day = ? AND started_by = 'schedule'", day
+            )
+            if done is not None and started_by == "schedule":
+                raise Refusal("refusal.night_done", day=day)
+            night_id = insert(
+                db,
+                "INSERT INTO nights (day, started_by, report_to, state, started_at)"
+                " VALUES (?, ?, ?, 'running', ?)",
+                *(day, started_by, report_to, to_ms(now)),
+            )
+            row = fetch_one(db, "SELECT * FROM nights WHERE id = ?", night_id)
+            assert row is not None, "it has just been inserted"
+            return row
+
+        return _to_night(await self._write(work))
+
+    async def set_stage(self, night_id: int, stage: str, revision: str | None = None) -> None:
+        """Note how far a night is."""
+        await self._change(
+            "UPDATE nights SET stage = ?, revision = coalesce(?, revision) WHERE id = ?",
+            *(stage, revision, night_id),
+        )
+
+    async def end_night(
+        self,
+        night_id: int,
+        state: NightState,
+        reason: str,
+        details: Mapping[str, object],
+        now: datetime,
+    ) -> None:
+        """Keep how a night ended."""
+        await self._change(
+            "UPDATE nights SET state = ?, reason = ?, details = ?, ended_at = ? WHERE id = ?",
+            *(state, reason, json.dumps(dict(details), ensure_ascii=False, default=str)),
+            *(to_ms(now), night_id),
+        )
+
+    async def running_night(self) -> Night | None:
+        """The night that runs, or ran when the bot died."""
+        rows = await self._read("SELECT * FROM nights WHERE state = 'running'")
+        return _to_night(rows[0]) if rows else None
+
+    async def nights(self, limit: int = 10) -> list[Night]:
+        """The newest nights, newest first."""
+        rows = await self._read("SELECT * FROM nights ORDER BY id DESC LIMIT ?", limit)
+        return [_to_night(row) for row in rows]
+
+    async def scheduled_night(self, day: str) -> Night | None:
+        """The scheduled night of a day."""
+        rows = await self._read(
+            "SELECT * FROM nights WHERE day = ? AND started_by = 'schedule'", day
+        )
+        return _to_night(rows[0]) if rows else None
+
+
+def _let_votes_train(
+    db: sqlite3.Connection, fan_key: str, grant: Grant, answer_id: AnswerId | None = None
+) -> None:
+    """Mark a fan's votes, or one of them, as training where the rules allow it."""
+    rows = run(
+        db,
+        "SELECT votes.answer_id, votes.source AS voted, questions.source AS asked FROM votes"
+        " JOIN answers ON answers.id = votes.answer_id"
+        " JOIN questions ON questions.id = answers.question_id"
+        " WHERE votes.fan_key = ?1 AND votes.answer_id = ifnull(?2, votes.answer_id)",
+        *(fan_key, answer_id),
+    ).fetchall()
+    for row in rows:
+        allowed = grant.votes(Source(row["voted"]), Source(row["asked"]))
+        run(
+            db,
+            "UPDATE votes SET trains = ?, permission = ? WHERE answer_id = ? AND fan_key = ?",
+            *(int(allowed), grant.permission if allowed else "", row["answer_id"], fan_key),
+        )

@@ -1,0 +1,234 @@
+"""Learning from the command line: train, evaluate, and look at revisions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from bot.domain import Destination, EngineStatus, Post
+from bot.store import Store
+from config.settings import Settings
+from config.texts import text
+from engine import models, weights
+from engine.plan import detect
+from farense_bot.app import ensure_model, state_folder
+from training import evaluation, report
+from training.job import JOB, EvaluateJob, Event
+from training.job import Progress as Step
+from training.nights import TERMINAL, NightShift
+from training.process import run_job
+from training.recipe import parameters, recommended
+from training.revisions import BASE, RevisionError, Revisions
+
+
+class _Base:
+    """The model of the settings, without loading it: nobody is served here."""
+
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.name, self.folder = ensure_model(settings, console.print)
+        config, files = models.inspect(self.folder, detect())
+        self.fingerprint = weights.fingerprint(config, files)
+
+
+class _Unserved:
+    """An engine that serves nobody: what a night puts into service waits for the next start."""
+
+    def __init__(self, base: _Base) -> None:
+        self.base = base
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(
+            ready=True,
+            model=self.base.name,
+            revision="",
+            plan="",
+            context=0,
+            running=0,
+            waiting=0,
+            tokens_per_second=0,
+            cache_bytes=0,
+        )
+
+    async def swap(self, revision: str, digest: str, build: object) -> None:
+        """Nothing is loaded here."""
+
+
+class _Terminal:
+    """Shows a night in the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    async def announce(self, _to: Destination, post: Post) -> str | None:
+        """Print a message."""
+        self._console.print(Markdown(post.text))
+        return None
+
+    async def revise(self, _to: Destination, _message_id: str, _post: Post) -> bool:
+        """The bar shows how far it is."""
+        return False
+
+
+def _bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+class _Bar:
+    """A live bar fed by a child's events."""
+
+    def __init__(self, progress: Progress, language: str) -> None:
+        self._progress = progress
+        self._language = language
+        self._task = progress.add_task(text("night.progress.begin", language), total=None)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Step):
+            key = f"night.progress.{event.stage}"
+            said = text(key, self._language, step=event.step, steps=event.steps)
+            loss = "" if event.loss is None else f" {event.loss:.3f}"
+            self._progress.update(
+                self._task, description=said + loss, completed=event.step, total=event.steps
+            )
+
+
+def train_now(settings: Settings, console: Console) -> int:
+    """Run a night in this terminal; 0 unless it failed."""
+
+    async def night() -> bool:
+        base = _Base(settings, console)
+        async with Store.open(settings.database) as store:
+            with _bar(console) as progress:
+                shift = NightShift(
+                    store=store,
+                    settings=settings,
+                    engine=_Unserved(base),
+                    announcer=_Terminal(console),
+                    recipe=recommended(parameters(base.folder)),
+                    watcher=_Bar(progress, settings.conversation.language),
+                )
+                ending = await shift.run_once(TERMINAL)
+        console.print(Markdown(shift.told(ending)))
+        return ending.state != "failed"
+
+    with state_folder(settings):
+        return 0 if asyncio.run(night()) else 1
+
+
+def evaluate_now(
+    settings: Settings, revision: str | None, suite: str | None, console: Console, out: Console
+) -> int:
+    """Let a revision and the base take the exam; prints the figures. 0 when it could."""
+    base, found = _Base(settings, console), Revisions(settings.revisions)
+    name = revision or found.current
+    chosen = None if name == BASE else found.verify(name, base.fingerprint).folder
+    language = settings.conversation.language
+    with tempfile.TemporaryDirectory(dir=settings.home) as place:
+        folder = Path(place)
+        job = EvaluateJob(
+            model=base.name,
+            folder=base.folder,
+            persona=settings.conversation.persona,
+            revisions={BASE: None, **({name: chosen} if chosen else {})},
+            known=settings.revisions / "evaluated.json",
+            regressions=settings.home / "regressions.jsonl",
+            context=settings.engine.context,
+        )
+        (folder / JOB).write_text(job.model_dump_json(), "utf-8")
+        with _bar(console) as progress:
+            ended = asyncio.run(run_job(folder, _Bar(progress, language), lambda: False))
+        if not ended.ok:
+            console.print(
+                text(f"night.reason.{ended.reason or 'fault'}", language, detail=ended.detail)
+            )
+            return 1
+        out.print(_marks(evaluation.read(folder), suite))
+    return 0
+
+
+def _marks(found: evaluation.Evaluation, only: str | None) -> Table:
+    """How many cases of each suite each revision passed."""
+    table = Table("", *found.revisions)
+    suites = next(iter(found.revisions.values())).suites
+    for name in [name for name in suites if only in {None, name}]:
+        row = []
+        for revision in found.revisions.values():
+            replies = revision.suites[name].replies
+            row.append(f"{sum(reply.passed for reply in replies)}/{len(replies)}")
+        table.add_row(name, *row)
+    return table
+
+
+def list_revisions(settings: Settings, console: Console) -> None:
+    """A table of the revisions."""
+    found, language = Revisions(settings.revisions), settings.conversation.language
+    table = Table()
+    for column in ("id", "data", "base", "perda", ""):
+        table.add_column(column)
+    for revision in found.all():
+        stages = revision.metadata["training"]["stages"]
+        held_out = stages.get("sft", {}).get("held_out", {})
+        table.add_row(
+            revision.id,
+            f"{revision.created_at.astimezone():%Y-%m-%d %H:%M}",
+            revision.metadata["base"]["name"],
+            f"{held_out['best']:.3f}" if held_out else "",
+            "●" if revision.id == found.current else ("" if revision.promoted else "✋"),
+        )
+    console.print(table if table.rows else text("revisions.none", language))
+    name = text("revision.base", language) if found.current == BASE else found.current
+    console.print(text("revisions.now", language, name=name))
+
+
+def show_revision(settings: Settings, name: str, console: Console) -> None:
+    """The report of one revision, or its metadata where there is none."""
+    revision = Revisions(settings.revisions).get(name)
+    path = revision.folder / report.FILE
+    if path.is_file():
+        console.print(Markdown(path.read_text("utf-8")))
+    else:
+        console.print_json(json.dumps(dict(revision.metadata)))
+
+
+def use_revision(settings: Settings, name: str, console: Console) -> None:
+    """Point at a revision after looking at it."""
+    found = Revisions(settings.revisions)
+    if name != BASE:
+        found.verify(name)
+    found.use(name)
+    console.print(text("revisions.now", settings.conversation.language, name=name))
+
+
+def roll_back(settings: Settings, console: Console) -> None:
+    """Point at the revision before this one."""
+    name = Revisions(settings.revisions).roll_back()
+    console.print(text("revisions.now", settings.conversation.language, name=name))
+
+
+def verify_revisions(settings: Settings, name: str | None, console: Console) -> int:
+    """Look at one revision or all; 0 when all are sound."""
+    found, language = Revisions(settings.revisions), settings.conversation.language
+    bad = 0
+    for one in [name] if name else [revision.id for revision in found.all()]:
+        try:
+            found.verify(one)
+        except RevisionError as error:
+            bad += 1
+            console.print("✗ " + text(error.key, language, **error.values))
+        else:
+            console.print("✓ " + text("revisions.sound", language, name=one))
+    return 1 if bad else 0

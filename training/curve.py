@@ -1,0 +1,77 @@
+"""The loss curve as a picture: the club's black and white, and one colour for what was held out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from config.texts import text
+
+PAPER, INK, GREY, ACCENT = "#fdfcf9", "#111111", "#b9b6ae", "#d2691e"
+STAGES, WIDTHS = ("sft", "kto"), (2, 1)
+SIZE = (9.0, 4.2)  # inches
+DPI = 144
+SMOOTHED = 12  # points of a mean, at most
+
+Points = Sequence[Mapping[str, float]]
+
+
+def curve(folder: Path, history: Mapping[str, Points], language: str = "pt") -> None:
+    """Draw loss.png and loss.svg of the trainer's history, a panel a stage.
+
+    Opaque paper: readable on a dark page as on a light one.
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    stages = [stage for stage in STAGES if history.get(stage)]
+    with mpl.rc_context({"svg.hashsalt": "farense", "font.size": 11, "text.color": INK}):
+        figure = Figure(figsize=SIZE, facecolor=PAPER, layout="constrained")
+        figure.suptitle(text("report.curve.title", language), fontweight="bold")
+        count = max(1, len(stages))
+        axes = figure.subplots(1, count, squeeze=False, width_ratios=WIDTHS[:count])
+        for axis, stage in zip(axes[0], stages, strict=False):
+            _draw(axis, history[stage], stage, language)
+        figure.savefig(folder / "loss.png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(folder / "loss.svg", metadata={"Date": None})
+
+
+def _draw(axis: Any, points: Points, stage: str, language: str) -> None:
+    """One stage: every step in grey, their running mean in black, the held-out set in colour."""
+    trained = [(point["step"], point["loss"]) for point in points if "loss" in point]
+    held_out = [(point["step"], point["held_out"]) for point in points if "held_out" in point]
+    if trained:
+        steps, losses = zip(*trained, strict=True)
+        axis.plot(steps, losses, color=GREY, linewidth=1)
+        label = text("report.curve.train", language)
+        axis.plot(steps, _smooth(losses), color=INK, linewidth=2.2, label=label)
+    if held_out:
+        label = text("report.curve.held_out", language)
+        axis.plot(*zip(*held_out, strict=True), color=ACCENT, linewidth=2, marker="o", label=label)
+        best = min(held_out, key=lambda point: point[1])
+        axis.annotate(
+            f"{best[1]:.2f}",
+            best,
+            xytext=(0, 9),
+            textcoords="offset points",
+            ha="center",
+            color=ACCENT,
+            fontweight="bold",
+        )
+    axis.set_title(text(f"report.curve.{stage}", language), loc="left", fontsize=11)
+    axis.set_xlabel(text("report.curve.step", language))
+    axis.set_ylabel(text("report.curve.loss", language))
+    axis.set_facecolor(PAPER)
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y", color=GREY, alpha=0.4, linewidth=0.8)
+    axis.spines[["top", "right"]].set_visible(False)
+    if trained or held_out:
+        axis.legend(frameon=False)
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """The mean of each value and those before it, over a tenth of the run."""
+    width = max(1, min(SMOOTHED, len(values) // 10))
+    windows = (values[max(0, at - width + 1) : at + 1] for at in range(len(values)))
+    return [sum(window) / len(window) for window in windows]

@@ -1,0 +1,415 @@
+"""One night: from what fans gave to a revision in service, or to the reason why not.
+
+Every stage leaves its result in the night's folder, so that a night whose process died goes on
+where it was. Until the last stage nothing that serves is touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from bot.errors import FarenseError
+from bot.learning import Lesson, LessonState, Night, NightState, Stage
+from bot.prompts import Persona
+from bot.store import Store
+from config.settings import Settings
+from training import curve, dataset, evaluation, gate, report, suites
+from training.facts import load_facts, load_replay
+from training.guide import integration_guide
+from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
+from training.process import end_stale, run_job
+from training.recipe import Recipe
+from training.revisions import BASE, Revision, Revisions
+from training.rows import FanRow, LessonRow, Limits, VoteRow
+from training.serving import LearningEngine, Serving
+
+log = structlog.get_logger(__name__)
+
+MOST_CRASHES = 3  # after which a night is given up: it may be what the bot dies of
+DOMINATED = 0.5  # share of what fans gave that may hang on one of them
+DOMINATED_FROM = 4  # items, below which a share says nothing
+CANDIDATE, CHAMPION, ANCHOR = "candidate", "champion", "anchor"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a night ended; `reason` names the text `night.reason.<reason>`, `details` its values."""
+
+    state: NightState
+    reason: str
+    details: Mapping[str, object]
+    summary: str = ""
+
+
+class Skipped(Exception):
+    """There is no reason to train tonight."""
+
+    def __init__(self, reason: str, **details: object) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.details = details
+
+
+class Stopped(Exception):
+    """A child ended without a result."""
+
+    def __init__(self, ended: Ended) -> None:
+        super().__init__(ended.reason)
+        self.ended = ended
+
+
+class NightRun:
+    """One run, of a night row that exists."""
+
+    def __init__(
+        self,
+        night: Night,
+        *,
+        store: Store,
+        settings: Settings,
+        engine: LearningEngine,
+        revisions: Revisions,
+        serving: Serving,
+        recipe: Recipe,
+        on_event: Callable[[Event], None],
+        now: Callable[[], datetime],
+        force: bool = False,
+    ) -> None:
+        self._night = night
+        self._store = store
+        self._settings = settings
+        self._engine = engine
+        self._revisions = revisions
+        self._serving = serving
+        self._recipe = recipe
+        self._on_event = on_event
+        self._now = now
+        self._force = force
+        self.folder = revisions.folder / f".night-{night.id}"
+        self.name = f"{night.started_at:%Y%m%d-%H%M%S}-{night.id}"
+
+    async def run(self) -> Ending:
+        """Do what is left to do. Cancelling leaves everything for the next start."""
+        try:
+            ending = await self._stages()
+        except Skipped as skipped:
+            ending = Ending(NightState.SKIPPED, skipped.reason, skipped.details)
+        except Stopped as stopped:
+            details = {"detail": stopped.ended.detail}
+            ending = Ending(NightState.FAILED, stopped.ended.reason or "fault", details)
+        except FarenseError as error:
+            ending = Ending(NightState.FAILED, error.key, error.values)
+        except OSError as error:
+            log.exception("night failed", night=self._night.id)
+            ending = Ending(NightState.FAILED, "disk", {"detail": error.strerror or error})
+        except Exception as error:
+            log.exception("night failed", night=self._night.id)
+            ending = Ending(NightState.FAILED, "fault", {"detail": type(error).__name__})
+        await self.clean()
+        return ending
+
+    async def clean(self) -> None:
+        """Remove what a night leaves on the way; a child that is still there is ended first."""
+        await asyncio.to_thread(self._clean)
+
+    def _clean(self) -> None:
+        for child in ("train", "evaluate"):
+            end_stale(self.folder / child)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        shutil.rmtree(self._revisions.folder / f".draft-{self.name}", ignore_errors=True)
+
+    async def _stages(self) -> Ending:
+        if await asyncio.to_thread(self._crashes) > MOST_CRASHES:
+            return Ending(NightState.FAILED, "crashes", {"n": MOST_CRASHES})
+        await self._stage(Stage.DATASET)
+        manifest = await self._dataset()
+        await self._stage(Stage.TRAIN)
+        await self._train()
+        await self._stage(Stage.EVALUATE)
+        found = await self._evaluate()
+        verdict = gate.judge(found, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR)
+        revision = await asyncio.to_thread(self._commit, verdict, found, manifest)
+        summary = report.chat_summary(verdict, self._language)
+        if not verdict.promoted:
+            return Ending(NightState.REJECTED, "rejected", {"revision": revision.id}, summary)
+        await self._stage(Stage.SWAP, revision.id)
+        await self._serving.promote(revision.id)
+        await asyncio.to_thread(self._revisions.prune, self._settings.learning.keep)
+        return Ending(NightState.PROMOTED, "promoted", {"revision": revision.id}, summary)
+
+    async def _stage(self, stage: Stage, revision: str | None = None) -> None:
+        log.info("night", id=self._night.id, stage=stage.value)
+        await self._store.set_stage(self._night.id, stage, revision)
+
+    def _crashes(self) -> int:
+        """Count the starts of this night."""
+        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        starts = self.folder / "starts"
+        count = len(starts.read_text()) if starts.exists() else 0
+        starts.write_text("." * (count + 1))
+        return count
+
+    # Dataset
+
+    async def _dataset(self) -> Mapping[str, Any]:
+        """The night's dataset; what was there before a crash is taken as it is."""
+        folder = self.folder / "train" / "dataset"
+        manifest = folder / "manifest.json"
+        if not await asyncio.to_thread(manifest.is_file):
+            lessons, votes, fans = await self._rows()
+            made = await asyncio.to_thread(self._build, lessons, votes, fans)
+            await self._set_apart(made)
+            await asyncio.to_thread(self._check_worth, made)
+            await asyncio.to_thread(made.write, folder)
+        found: Mapping[str, Any] = json.loads(await asyncio.to_thread(manifest.read_bytes))
+        return found
+
+    async def _rows(self) -> tuple[list[LessonRow], list[VoteRow], list[FanRow]]:
+        lessons = [_lesson_row(lesson, self._settings) for lesson in await self._store.lessons()]
+        votes = [
+            VoteRow(
+                answer_id=one.answer_id,
+                fan=one.fan_key,
+                value=1 if one.value > 0 else -1,
+                turns=one.turns,
+                answer=one.answer,
+                revision=one.revision,
+                created_at=one.created_at,
+            )
+            for one in await self._store.rated_answers()
+        ]
+        fans = [
+            FanRow(
+                fan=one.fan_key,
+                first_seen=one.first_seen,
+                approved=one.approved,
+                rejected=one.rejected,
+                admin=self._settings.is_admin(one.fan_key),
+            )
+            for one in await self._store.standings()
+        ]
+        return lessons, votes, fans
+
+    def _build(
+        self, lessons: list[LessonRow], votes: list[VoteRow], fans: list[FanRow]
+    ) -> dataset.Dataset:
+        return dataset.build(
+            lessons,
+            votes,
+            fans,
+            facts=load_facts(),
+            replay=load_replay(),
+            evaluation=suites.asked(suites.load(self._regressions)),
+            now=self._now(),
+            settings=Limits(new_days=self._settings.learning.new_account_days),
+        )
+
+    async def _set_apart(self, made: dataset.Dataset) -> None:
+        """Quarantine floods in the store, so that an admin sees them apart."""
+        for flood in made.quarantine:
+            await self._store.quarantine(flood.lessons)
+            log.warning("flood", lessons=len(flood.lessons), votes=flood.votes)
+
+    def _check_worth(self, made: dataset.Dataset) -> None:
+        """Whether there is enough that is new, and of more than one fan."""
+        before = set(self._manifest_in_service())
+        items = [*made.manifest["train"], *made.manifest["held_out"], *made.manifest["preferences"]]
+        given = [name for name in items if name.startswith(("lesson:", "answer:"))]
+        new = [name for name in given if name not in before]
+        flooded = sum(len(flood.lessons) + flood.votes for flood in made.quarantine)
+        if self._force:
+            return
+        if len(new) < self._settings.learning.min_new:
+            raise Skipped(
+                "flood" if flooded else "few",
+                n=len(new),
+                least=self._settings.learning.min_new,
+                flooded=flooded,
+            )
+        share = made.manifest["largest_share"]
+        if len(given) >= DOMINATED_FROM and share > DOMINATED:
+            raise Skipped("dominated", share=round(100 * share))
+
+    def _manifest_in_service(self) -> list[str]:
+        current = self._revisions.current
+        if current == BASE:
+            return []
+        return list(self._revisions.get(current).metadata.get("rows", []))
+
+    # Children
+
+    async def _train(self) -> None:
+        base, folder = self._engine.base, self.folder / "train"
+        job = TrainJob(
+            model=base.name,
+            folder=base.folder,
+            persona=self._settings.conversation.persona,
+            recipe=self._recipe,
+            context=self._settings.engine.context,
+            seconds=60 * self._settings.learning.max_minutes,
+        )
+        await self._child(folder, job.model_dump_json())
+
+    async def _evaluate(self) -> evaluation.Evaluation:
+        base, folder = self._engine.base, self.folder / "evaluate"
+        train = self.folder / "train"
+        champion = self._serving.name
+        lessons = await asyncio.to_thread(_lessons_asked, train / "dataset", folder)
+        job = EvaluateJob(
+            model=base.name,
+            folder=base.folder,
+            persona=self._settings.conversation.persona,
+            revisions={
+                CANDIDATE: train / "result",
+                CHAMPION: None if champion == BASE else self._revisions.folder / champion,
+                ANCHOR: None,
+            },
+            held_out=train / "dataset" / "held_out.jsonl",
+            lessons=lessons,
+            known=self._revisions.folder / "evaluated.json",
+            regressions=self._regressions,
+            context=self._settings.engine.context,
+        )
+        await self._child(folder, job.model_dump_json())
+        return await asyncio.to_thread(evaluation.read, folder)
+
+    async def _child(self, folder: Path, job: str) -> None:
+        await asyncio.to_thread(_write_job, folder, job)
+        ended = await run_job(folder, self._on_event, self._fans_chat)
+        if not ended.ok:
+            raise Stopped(ended)
+
+    def _fans_chat(self) -> bool:
+        status = self._engine.status
+        return bool(status.running or status.waiting)
+
+    # The revision
+
+    def _commit(
+        self,
+        verdict: gate.Verdict,
+        found: evaluation.Evaluation,
+        manifest: Mapping[str, Any],
+    ) -> Revision:
+        """Put the revision's folder together; after a crash the one that is there is taken."""
+        if any(revision.id == self.name for revision in self._revisions.all()):
+            return self._revisions.get(self.name)
+        result = self.folder / "train" / "result"
+        draft = self._revisions.draft(self.name)
+        for file in result.iterdir():
+            shutil.copyfile(file, draft / file.name)
+        facts = json.loads((result / "result.json").read_bytes())
+        metadata = self._metadata(verdict, facts, manifest)
+        (draft / "qlora_config.json").write_bytes(_json(self._qlora_config(draft)))
+        (draft / "evaluation.json").write_bytes(found.model_dump_json().encode())
+        (draft / "verdict.json").write_bytes(verdict.model_dump_json(indent=1).encode())
+        (draft / "INTEGRATION_GUIDE.md").write_text(integration_guide(self.name, metadata), "utf-8")
+        curve.curve(draft, json.loads((result / "curve.json").read_bytes()), self._language)
+        report.write_report(draft, verdict, found, facts, self._language, counts=manifest["counts"])
+        return self._revisions.commit(self.name, draft, metadata)
+
+    def _metadata(
+        self, verdict: gate.Verdict, facts: Mapping[str, Any], manifest: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        base = self._engine.base
+        rows = [*manifest["train"], *manifest["held_out"], *manifest["preferences"]]
+        return {
+            "created_at": self._now().isoformat(),
+            "promoted": verdict.promoted,
+            "parent": self._serving.name,
+            "base": {"name": base.name, "fingerprint": base.fingerprint},
+            "persona": Persona.load(self._settings.conversation.persona).version,
+            "template": _template(base.folder),
+            "dataset": manifest["digest"],
+            "rows": sorted(set(rows)),
+            "recipe": self._recipe.model_dump(mode="json"),
+            "seed": self._recipe.seed,
+            "training": dict(facts),
+            "figures": [figure.model_dump() for figure in verdict.figures],
+            "python": platform.python_version(),
+        }
+
+    def _qlora_config(self, draft: Path) -> dict[str, Any]:
+        base = self._engine.base
+        config = json.loads((base.folder / "config.json").read_bytes())
+        adapter = json.loads((draft / "adapter_config.json").read_bytes())
+        wanted = adapter["lora_parameters"]
+        return {
+            "base_model": base.name,
+            "base_fingerprint": base.fingerprint,
+            "quantization": config.get("quantization"),
+            "adapter": adapter["fine_tune_type"],
+            "rank": wanted["rank"],
+            "scale": wanted["scale"],
+            "lora_alpha": wanted["scale"] * wanted["rank"],
+            "target_modules": wanted["keys"],
+            "layers": adapter["num_layers"],
+        }
+
+    @property
+    def _regressions(self) -> Path:
+        return self._settings.home / "regressions.jsonl"
+
+    @property
+    def _language(self) -> str:
+        return self._settings.conversation.language
+
+
+def _lesson_row(lesson: Lesson, settings: Settings) -> LessonRow:
+    by_admin = lesson.decided_by is not None and settings.is_admin(lesson.decided_by)
+    approved = lesson.state is LessonState.APPROVED
+    return LessonRow(
+        id=lesson.id,
+        kind="taught" if lesson.kind == "taught" else "correction",
+        fan=lesson.fan_key,
+        question=lesson.question,
+        answer=lesson.answer,
+        turns=(),
+        state="approved" if approved else "pending",
+        approved_by_admin=approved and by_admin,
+        created_at=lesson.created_at,
+    )
+
+
+def _lessons_asked(source: Path, folder: Path) -> Path:
+    """What fans taught, as the gate asks it: a file of its own."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = [
+        line
+        for name in ("train.jsonl", "held_out.jsonl")
+        for line in (source / name).read_text("utf-8").splitlines()
+        if json.loads(line)["kind"] in {"taught", "correction"}
+    ]
+    path = folder / "lessons.jsonl"
+    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    return path
+
+
+def _write_job(folder: Path, job: str) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = folder / f".{JOB}"
+    draft.write_text(job, "utf-8")
+    draft.replace(folder / JOB)
+
+
+def _template(folder: Path) -> str:
+    """Names the chat template that prompts were made with."""
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            return hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return ""
+
+
+def _json(value: object) -> bytes:
+    return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()

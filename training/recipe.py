@@ -1,0 +1,84 @@
+"""How a revision is made: every number that decides the weights, and nothing else.
+
+With base, dataset and recipe given, the weights are given too. A recipe is stored with what came
+of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine import weights
+
+LINEAR = (
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+)
+
+
+FLOAT = 4  # bytes
+SMALL = 1_000_000_000  # parameters, below which a model learns with all its layers in no time
+
+
+class Step(BaseModel):
+    """One stage of training."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(ge=0)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(5, ge=0, description="Optimizer steps until the full learning rate.")
+    batch: int = Field(4, ge=1, description="Examples in one pass.")
+    accumulation: int = Field(1, ge=1, description="Passes for one optimizer step.")
+
+
+class Recipe(BaseModel):
+    """Everything about a run but base and dataset."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["lora", "dora"] = "lora"
+    rank: int = Field(16, ge=1)
+    scale: float = Field(2.0, gt=0, description="alpha / rank, or alpha / sqrt(rank) for rsLoRA.")
+    rslora: bool = False
+    layers: int = Field(-1, description="The last n blocks; -1 is all.")
+    targets: tuple[str, ...] = LINEAR
+    sft: Step = Step(epochs=4, learning_rate=1e-3)
+    kto: Step = Step(epochs=1, learning_rate=1e-5)
+    beta: float = Field(0.1, gt=0, description="KTO: how far the policy may leave the reference.")
+    gold: float = Field(0.1, ge=0, description="KTO: weight of the SFT loss on gold answers.")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="Largest norm of a gradient.")
+    max_length: int = Field(512, ge=16, description="Tokens of a training text.")
+    patience: int = Field(3, ge=1, description="Looks at the held-out loss without a gain.")
+    look_every: int = Field(20, ge=1, description="Optimizer steps between two such looks.")
+    save_every: int = Field(20, ge=1, description="Optimizer steps between two checkpoints.")
+    checkpoint_gradients: bool = Field(False, description="Less memory, more time.")
+    seed: int = 7
+
+
+def recommended(size: int) -> Recipe:
+    """A recipe for a base of so many parameters."""
+    if size < SMALL:
+        return Recipe()
+    return Recipe(
+        rank=8,
+        layers=16,
+        sft=Step(epochs=2, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
+        kto=Step(epochs=1, learning_rate=1e-5, batch=2),
+        checkpoint_gradients=True,
+    )
+
+
+def parameters(folder: Path) -> int:
+    """How many parameters a model has, from its files' headers. Raises ModelError."""
+    config, files = weights.read_config(folder), weights.check(folder)
+    return weights.memory_needed(config, files, dequantise=True) // FLOAT

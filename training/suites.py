@@ -1,0 +1,151 @@
+"""What every revision is asked before it may serve: suites of cases that nothing is trained on.
+
+One JSON object a line, a file a suite; a suite's version is made from the bytes it came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from filelock import FileLock
+from pydantic import Field, TypeAdapter, model_validator
+
+from bot.domain import Role, Turn
+from training.examples import Example, ask, read_lines
+from training.job import Value
+from training.metrics import Checks
+
+FOLDER = files("training") / "suites"
+REGRESSIONS = "regressions"
+LESSONS = "lessons"
+HELD_OUT = "held_out"  # not asked: only losses are taken
+BRAZILIAN = "brazilian.txt"  # decides about style, as its cases do
+# Each suite, and how many tokens its answers may have: what must be said is said early.
+LENGTHS = {
+    "club": 24,
+    "refusals": 40,
+    "sycophancy": 32,
+    "canaries": 24,
+    "style": 40,
+    "general": 24,
+    REGRESSIONS: 48,
+    LESSONS: 48,
+}
+
+
+class Said(Value):
+    """One turn of a scripted conversation."""
+
+    role: Role
+    text: str
+
+
+class Case(Value):
+    """One thing to ask, as a question or as a conversation that ends with one."""
+
+    id: str = Field(min_length=1)
+    question: str = ""
+    turns: tuple[Said, ...] = ()
+    checks: Checks = Checks()
+    answer: str | None = Field(None, description="A right answer, whose loss is taken.")
+
+    @model_validator(mode="after")
+    def _asks(self) -> Case:
+        if bool(self.question) == bool(self.turns):
+            raise ValueError("a case has a question or turns")
+        if self.turns and self.turns[-1].role is not Role.USER:
+            raise ValueError("the last turn is the fan's")
+        return self
+
+    @property
+    def script(self) -> tuple[Turn, ...]:
+        """History and question."""
+        if self.turns:
+            return tuple(Turn(turn.role, turn.text) for turn in self.turns)
+        return ask(self.question)
+
+
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """Cases under a name and a version; `exact` says that the answer itself is what is checked."""
+
+    name: str
+    version: str
+    cases: tuple[Case, ...]
+    exact: bool = True
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest answer."""
+        return LENGTHS[self.name]
+
+
+def load(regressions: Path | None = None) -> list[Suite]:
+    """The project's suites, with the bugs that were fixed here. Raises OSError or ValueError."""
+    return [_load(name, regressions) for name in LENGTHS if name != LESSONS]
+
+
+def taught(name: str, path: Path) -> Suite:
+    """Examples as a suite, asked as they stand: the check is the answer itself.
+
+    Raises OSError or ValueError.
+    """
+    cases = (
+        Case(id=one.id, turns=_said(one), answer=one.answer) for one in read_lines(path, Example)
+    )
+    return Suite(name, _digest(path.read_bytes()), tuple(cases), exact=False)
+
+
+def asked(suites: Iterable[Suite]) -> list[tuple[str, str]]:
+    """Everything that fans say in them, with the right answer or "": nothing to train on."""
+    return [
+        (turn.text, case.answer or "")
+        for suite in suites
+        for case in suite.cases
+        for turn in case.script
+        if turn.role is Role.USER
+    ]
+
+
+def record(path: Path, case: Case) -> None:
+    """Add the case of a bug that was fixed; the same id again takes the place of the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        known = _parse(path.read_bytes()) if path.is_file() else ()
+        write_cases(path, [*(old for old in known if old.id != case.id), case])
+
+
+def write_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Write a suite in one go."""
+    lines = (case.model_dump_json(exclude_defaults=True) + "\n" for case in cases)
+    part = path.with_suffix(".part")
+    part.write_text("".join(lines), encoding="utf-8")
+    part.replace(path)
+
+
+def _load(name: str, regressions: Path | None) -> Suite:
+    data = (FOLDER / f"{name}.jsonl").read_bytes()
+    if name == REGRESSIONS and regressions is not None and regressions.is_file():
+        data += regressions.read_bytes()
+    cases = _parse(data)
+    if len({case.id for case in cases}) < len(cases):
+        raise ValueError(f"{name}: an id is there twice")
+    style = (FOLDER / BRAZILIAN).read_bytes() if any(c.checks.european for c in cases) else b""
+    return Suite(name, _digest(data + style), cases)
+
+
+def _parse(data: bytes) -> tuple[Case, ...]:
+    adapter = TypeAdapter(Case)
+    return tuple(adapter.validate_json(line) for line in data.splitlines() if line.strip())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:12]
+
+
+def _said(example: Example) -> tuple[Said, ...]:
+    return tuple(Said(role=turn.role, text=turn.text) for turn in example.turns)
