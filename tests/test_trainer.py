@@ -248,11 +248,22 @@ def test_a_loss_that_is_no_number_stops_it(tmp_path, broken):
     assert not tmp_path.exists() or not list(tmp_path.iterdir())
 
 
-def test_a_run_that_explodes_is_stopped(tmp_path):
-    plan = Step(epochs=60, learning_rate=30.0, warmup=0, batch=4)
-    with pytest.raises(Stop) as caught:
-        train(tmp_path, RECIPE.model_copy(update={"sft": plan, "clip": 1e9}))
-    assert caught.value.reason in {"exploding", "nan"}
+@pytest.mark.parametrize(
+    ("later", "norm", "reason"),
+    [([5.5] * 5, 1.0, "exploding"), ([3.0], 1e5, "exploding"), ([9, 4, 4, 4, 4], 1.0, None)],
+)
+def test_a_run_that_explodes_is_stopped_and_one_that_jumps_is_not(tmp_path, later, norm, reason):
+    with training(tmp_path) as trainer:
+        losses = [3.0, *later]
+        trainer.state.curve["sft"] = [{"step": 0, "held_out": 1.0}] + [
+            {"step": step, "loss": loss, "norm": norm} for step, loss in enumerate(losses, start=1)
+        ]
+        if reason is None:
+            trainer._check("sft")
+            return
+        with pytest.raises(Stop) as caught:
+            trainer._check("sft")
+    assert caught.value.reason == reason
 
 
 def test_at_the_deadline_better_weights_than_the_bases_are_used(tmp_path):

@@ -356,7 +356,7 @@ class Trainer:
         tensors |= {f"best.{name}": one for name, one in (state.best or {}).items()}
         if state.reference:
             tensors |= {"reference.0": state.reference[0], "reference.1": state.reference[1]}
-        number = sum(len(points) for points in state.curve.values())
+        number = sum(map(len, state.curve.values())) + (state.stage == "kto")
         facts = {name: getattr(state, name) for name in KEPT} | {"random": random_state()}
         self._checkpoints.save(number, Saved(to_numpy(tensors), facts))
 
@@ -369,9 +369,9 @@ class Trainer:
         mx.random.seed(saved.state["random"])
         for name in KEPT:
             setattr(state, name, saved.state[name])
-        names = list(state.weights)  # in this order: sums depend on it
+        names = list(state.weights)  # in this order: the last bits of sums depend on it
         state.weights = {name: groups["weights"][name] for name in names}
-        state.best = groups.get("best")
+        state.best = {name: groups["best"][name] for name in names} if "best" in groups else None
         state.optimizer = self._optimizer(state.weights)
         state.optimizer.state["step"] = mx.array(state.step, mx.uint64)
         for name, value in groups["optimizer"].items():
