@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from bench import cost, latency, memory, peer, speed
+from bench import cost, latency, memory, peer, speed, training
 from bench.machine import facts
 from bench.report import Figure, Report, from_json, page, table, to_json
 from bench.streams import SCRATCH, Options
@@ -35,6 +35,7 @@ GROUPS: dict[str, Measure] = {
     "crowd": cost.crowd,
     "peer": peer.decode,
     "memory": memory.engine_memory,
+    "training": training.training,
 }
 PATIENCE = 900.0  # seconds that a group may take
 

@@ -15,6 +15,7 @@ from mlx_lm.models import llama
 
 from bot.errors import ModelError
 from engine import lora
+from engine.plan import Backend, ComputePlan
 from training import checkpoint, memory, run
 from training.batches import Row, shared_prefix
 from training.checkpoint import Checkpoints, Saved
@@ -22,7 +23,8 @@ from training.examples import Example, Kind, Preference, ask, write_lines
 from training.job import JOB, Ended, Estimate, Progress, TrainJob
 from training.network import training_on
 from training.recipe import Recipe, Step
-from training.trainer import Clock, Data, Groups, Stop, Trainer, learning_rate
+from training.schedule import Clock, Groups, learning_rate
+from training.trainer import Data, Stop, Trainer
 
 END = 5
 TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -304,6 +306,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path):
     assert kept.newest().tensors["a"].tolist() == [4]
 
 
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        train(tmp_path / "checkpoints")
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_the_learning_rate_rises_and_falls():
     plan = Step(epochs=1, learning_rate=1.0, warmup=4)
     rates = [learning_rate(step, 40, plan) for step in range(40)]
@@ -361,6 +373,18 @@ def test_memory_is_counted_by_part_and_fits_or_not():
 
     assert memory.fits(plain, int(1.2 * plain.total))
     assert not memory.fits(plain, plain.total)
+
+
+@pytest.mark.model
+def test_what_is_foretold_from_the_files_is_on_the_safe_side(embedded_model):
+    fast = ComputePlan(Backend.CPU, "blas", dequantise=True, why="tests")
+    slow = ComputePlan(Backend.CPU, None, dequantise=False, why="tests")
+    foretold = memory.forecast(embedded_model, fast, Recipe(), shared=177, longest=258)
+    known = memory.estimate(CONFIG, Recipe(), memory.Pass(4, 177, 80, 144), 538_060_032)
+
+    assert known.total < foretold.total < 1.2 * known.total
+    assert memory.forecast(embedded_model, fast, Recipe()).total > foretold.total
+    assert memory.forecast(embedded_model, slow, Recipe()).parts["weights"] < 0.2 * 538_060_032
 
 
 def test_the_largest_pass_is_that_of_the_longest_rows():
@@ -436,7 +460,9 @@ def test_a_job_with_the_real_model_gives_a_result_that_stock_mlx_lm_serves(
     }  # fmt: skip
     facts = json.loads((result / "result.json").read_text())
     assert facts["steps"] == 6
-    assert facts["stages"]["sft"]["loss"]["last"] < facts["stages"]["sft"]["loss"]["first"]
+    held_out = facts["stages"]["sft"]["held_out"]
+    assert held_out["last"] < held_out["first"]
+    assert facts["peak_memory"]["mlx"] == pytest.approx(facts["estimate"]["total"], rel=0.15)
     assert facts["stages"]["kto"]["loss"]["first"] == pytest.approx(0.5, abs=1e-3)
 
     from mlx_lm.utils import load

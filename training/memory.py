@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from engine.plan import ComputePlan
+from engine.weights import check, memory_needed, read_config
 from training.batches import MANY, PIECE, Row
 from training.job import Estimate
 from training.recipe import LINEAR, Recipe
@@ -108,6 +111,21 @@ def estimate(
             * sum(rows * columns for rows, columns in map(model.linear, recipe.targets))
         )
     return Estimate(total=sum(parts.values()), parts=parts)
+
+
+def forecast(
+    folder: Path, plan: ComputePlan, recipe: Recipe, *, shared: int = 0, longest: int | None = None
+) -> Estimate:
+    """The same before anything is loaded or tokenized, for rows as long as the recipe lets them be.
+
+    `shared` are the persona's tokens, `longest` those of the longest text. Raises ModelError.
+    """
+    config, files = read_config(folder), check(folder)
+    rows = max(recipe.sft.batch, recipe.kto.batch)
+    length = _up(max(PIECE, (longest or recipe.max_length) - shared), PIECE)
+    greatest = Pass(rows=rows, shared=shared, length=length, targets=rows * length)
+    weights = memory_needed(config, files, dequantise=plan.dequantise)
+    return estimate(config, recipe, greatest, weights, half=not plan.dequantise)
 
 
 def fits(estimated: Estimate, available: int) -> bool:

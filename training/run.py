@@ -32,6 +32,7 @@ from training.child import quietly
 from training.examples import Example, Preference, read_lines
 from training.job import Ended, Estimate, Progress, TrainJob, emit, read_job
 from training.recipe import Recipe
+from training.schedule import Clock
 
 if TYPE_CHECKING:
     from engine.models import LoadedModel
@@ -106,7 +107,7 @@ def _learn(folder: Path, job: TrainJob, loaded: LoadedModel) -> dict[str, bytes]
             data,
             recipe,
             checkpoints=Checkpoints(folder / CHECKPOINTS, _run_name(folder, job, loaded)),
-            clock=trainer.Clock(time.monotonic, job.seconds),
+            clock=Clock(time.monotonic, job.seconds),
             report=emit,
         )
         outcome = run.run()

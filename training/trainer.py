@@ -20,17 +20,17 @@ from mlx.utils import tree_unflatten
 
 from engine.lora import random_state
 from training import losses
-from training.batches import Batch, Row, in_order, mismatched, order
+from training.batches import Batch, Row, in_order, mismatched
 from training.checkpoint import Checkpoints, Saved
 from training.job import Progress
 from training.network import Network
-from training.recipe import Recipe, Step
+from training.recipe import Recipe
+from training.schedule import Clock, Groups, learning_rate
 
 Stage = Literal["sft", "kto"]
 Reason = Literal["nan", "exploding", "deadline", "dataset"]
 Weights = dict[str, Any]
 
-HELD = 10  # times a usual step: longer ones were held, and that time is not ours
 SURGE = 2.0  # nats over the first loss, as a mean of so many steps: it explodes
 SURGE_STEPS = 5
 NORM_LIMIT = 1e4  # of a gradient
@@ -82,29 +82,6 @@ class Outcome:
     tokens: int
     seconds: float
     stopped: str
-
-
-class Clock:
-    """Seconds that the run took, without those in which it was held."""
-
-    def __init__(self, now: Callable[[], float], limit: float) -> None:
-        self._now = now
-        self._limit = limit
-        self._last = now()
-        self._steps: list[float] = []
-
-    def tick(self) -> float:
-        """The time since the last tick. Call it once a step."""
-        now = self._now()
-        took, self._last = now - self._last, now
-        if len(self._steps) > 2:  # noqa: PLR2004 (less is no habit)
-            took = min(took, HELD * statistics.median(self._steps))
-        self._steps.append(took)
-        return took
-
-    def over(self, spent: float) -> bool:
-        """Whether the deadline has passed."""
-        return spent >= self._limit
 
 
 class Trainer:
@@ -298,9 +275,9 @@ class Trainer:
 
     def _usable(self) -> bool:
         """Whether the best weights so far are worth the gate's time."""
-        first = self.state.curve["sft"][0].get("held_out")
         if self.state.stage == "kto":
             return True
+        first = self.state.curve["sft"][0].get("held_out")
         best = self.state.best_loss
         return first is not None and best is not None and best < first
 
@@ -379,39 +356,6 @@ class Trainer:
             state.optimizer.state[rest][part] = value
         if "reference" in groups:
             state.reference = groups["reference"]["0"], groups["reference"]["1"]
-
-
-class Groups:
-    """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time."""
-
-    def __init__(self, rows: Sequence[Row], plan: Step, seed: int) -> None:
-        self._rows = rows
-        self._plan = plan
-        self._seed = seed
-        self._each = math.ceil(math.ceil(len(rows) / plan.batch) / plan.accumulation)
-        self._epoch: tuple[int, list[list[int]]] = -1, []
-        self.steps = plan.epochs * self._each
-
-    def indices(self, step: int) -> list[list[int]]:
-        """The step's batches, as indices of rows."""
-        epoch, index = divmod(step, self._each)
-        if self._epoch[0] != epoch:
-            lengths = [len(row) for row in self._rows]
-            self._epoch = epoch, order(lengths, self._plan.batch, self._seed, epoch)
-        first = index * self._plan.accumulation
-        return self._epoch[1][first : first + self._plan.accumulation]
-
-    def at(self, step: int) -> list[list[Row]]:
-        """The step's batches."""
-        return [[self._rows[index] for index in some] for some in self.indices(step)]
-
-
-def learning_rate(step: int, steps: int, plan: Step) -> float:
-    """Linear warm-up, then a cosine down to a tenth."""
-    if step < plan.warmup:
-        return plan.learning_rate * (step + 1) / (plan.warmup + 1)
-    done = (step - plan.warmup) / max(1, steps - plan.warmup)
-    return plan.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def to_arrays(batch: Batch) -> losses.Arrays:

@@ -1,0 +1,68 @@
+"""When what is done in a run: rows of a step, learning rate, and the clock. Knows no MLX."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+from training.batches import Row, order
+from training.recipe import Step
+
+HELD = 10  # times a usual step: longer ones were held, and that time is not ours
+
+
+class Clock:
+    """Seconds that the run took, without those in which it was held."""
+
+    def __init__(self, now: Callable[[], float], limit: float) -> None:
+        self._now = now
+        self._limit = limit
+        self._last = now()
+        self._steps: list[float] = []
+
+    def tick(self) -> float:
+        """The time since the last tick. Call it once a step."""
+        now = self._now()
+        took, self._last = now - self._last, now
+        if len(self._steps) > 2:  # noqa: PLR2004 (less is no habit)
+            took = min(took, HELD * statistics.median(self._steps))
+        self._steps.append(took)
+        return took
+
+    def over(self, spent: float) -> bool:
+        """Whether the deadline has passed."""
+        return spent >= self._limit
+
+
+class Groups:
+    """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time."""
+
+    def __init__(self, rows: Sequence[Row], plan: Step, seed: int) -> None:
+        self._rows = rows
+        self._plan = plan
+        self._seed = seed
+        self._each = math.ceil(math.ceil(len(rows) / plan.batch) / plan.accumulation)
+        self._epoch: tuple[int, list[list[int]]] = -1, []
+        self.steps = plan.epochs * self._each
+
+    def indices(self, step: int) -> list[list[int]]:
+        """The step's batches, as indices of rows."""
+        epoch, index = divmod(step, self._each)
+        if self._epoch[0] != epoch:
+            lengths = [len(row) for row in self._rows]
+            self._epoch = epoch, order(lengths, self._plan.batch, self._seed, epoch)
+        first = index * self._plan.accumulation
+        return self._epoch[1][first : first + self._plan.accumulation]
+
+    def at(self, step: int) -> list[list[Row]]:
+        """The step's batches."""
+        return [[self._rows[index] for index in some] for some in self.indices(step)]
+
+
+def learning_rate(step: int, steps: int, plan: Step) -> float:
+    """Linear warm-up, then a cosine down to a tenth."""
+    if step < plan.warmup:
+        return plan.learning_rate * (step + 1) / (plan.warmup + 1)
+    done = (step - plan.warmup) / max(1, steps - plan.warmup)
+    return plan.learning_rate * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done)))
