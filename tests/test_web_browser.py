@@ -112,6 +112,7 @@ class House:
         self.store: Store
         self.port = 0
         self.password: str | None = None
+        self.admins: tuple[str, ...] = ()
         self._stack = AsyncExitStack()
 
     @property
@@ -120,7 +121,7 @@ class House:
 
     async def start(self) -> None:
         web = {"port": self.port, "password": self.password}
-        settings = Settings(home=self.home, web=web, engine=self.limits)
+        settings = Settings(home=self.home, web=web, engine=self.limits, admins=self.admins)
         store = self.store = await self._stack.enter_async_context(Store.open(settings.database))
         engine = await self._stack.enter_async_context(self.engine)
         service = ChatService(engine, store, settings)
@@ -306,6 +307,40 @@ async def test_a_correction_that_was_refused_keeps_what_was_typed(reader):
     await form.locator("[type=submit]").click()
     await expect(page.locator("#toast.on")).to_have_text(text("toast.corrected"))
     await expect(form).to_have_count(0)
+
+
+async def test_a_lesson_is_taught_confirmed_edited_and_approved_by_taps(reader, house):
+    page = await reader.arrive()
+    choice = page.locator("button.choice")
+    await say(page, "/ensinar Quem fundou o clube?\nUns amigos.")
+    await choice.get_by_text(text("choice.yes")).click()
+    await expect(page.locator("#toast.on")).to_have_text(text("lesson.thanks"))
+    await expect(choice).to_have_count(0)
+    lesson = await house.store.lesson(1)
+    assert (lesson.question, lesson.state) == ("Quem fundou o clube?", "pending")
+    await house.stop()
+    house.admins = (lesson.fan_key,)
+    await house.start()
+    await expect(page.locator("#banner")).to_be_hidden()
+    await say(page, "/rever")
+    await expect(bubbles(page, "bot").last).to_contain_text("Uns amigos.")
+    edit = choice.get_by_text(text("choice.edit"))
+    form, words = page.locator("form.fix"), "Uns amigos, em Faro, em 1910."
+    await edit.click()
+    await expect(form).to_contain_text(text("form.title"))
+    await form.locator("textarea").fill(words)
+    await form.locator("textarea").press("Escape")
+    await expect(edit).to_be_focused()
+    await edit.press("Enter")
+    await expect(form.locator("textarea")).to_have_value(words)  # it was kept
+    await form.locator("[type=submit]").click()
+    await expect(page.locator("#toast.on")).to_have_text(text("review.approved"))
+    await expect(form).to_have_count(0)
+    await expect(bubbles(page, "bot").last).to_have_text(text("review.none"))
+    await expect(choice).to_have_count(0)
+    lesson = await house.store.lesson(1)
+    assert (lesson.answer, lesson.state) == (words, "approved")
+    reader.complaints[:] = [told for told in reader.complaints if "ERR_" not in told]
 
 
 async def test_an_example_question_is_one_tap(reader):

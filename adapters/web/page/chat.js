@@ -134,13 +134,14 @@ function drawActions(row, item) {
   const actions = row.querySelector(".actions");
   const key = `${item.buttons} ${item.vote} ${JSON.stringify(item.choices)}`;
   if (actions.dataset.key === key) return;
-  const focused = actions.contains(document.activeElement) && document.activeElement;
+  const place = [...actions.children].indexOf(document.activeElement);
+  const { action } = actions.children[place]?.dataset ?? {};
   actions.dataset.key = key;
   const buttons = item.buttons.map((action) => button(action, item));
   actions.replaceChildren(...buttons, ...item.choices.map(choiceButton));
-  const { action } = focused?.dataset ?? {};
-  const next = action ? `[data-action=${action}]` : ".choice";
-  if (focused) (actions.querySelector(next) ?? input).focus();
+  if (place < 0) return;
+  const same = action ? actions.querySelector(`[data-action=${action}]`) : actions.children[place];
+  (same ?? input).focus();
 }
 
 function sync(items) {
@@ -207,19 +208,20 @@ function openForm(row, template, key, begin, send) {
   form.onsubmit = async (event) => {
     event.preventDefault();
     if (!area.value.trim()) return area.focus();
-    if (await send(area.value)) closeForm(row);
+    if (await send(area.value)) closeForm(row, key);
   };
-  form.querySelector("[type=button]").onclick = () => closeForm(row);
-  form.onkeydown = (event) => event.key === "Escape" && closeForm(row);
+  form.querySelector("[type=button]").onclick = () => closeForm(row, key);
+  form.onkeydown = (event) => event.key === "Escape" && closeForm(row, key);
   row.append(form);
   area.setSelectionRange(0, 0);
   area.focus();
   form.scrollIntoView({ block: "nearest" });
 }
 
-function closeForm(row) {
+function closeForm(row, key) {
   row.querySelector("form").remove();
-  (row.querySelector("[data-action=fx], .choice") ?? input).focus();
+  const openers = [...row.querySelectorAll("[data-action=fx], .choice")];
+  (openers.find(({ dataset }) => (dataset.choice ?? key) === key) ?? input).focus();
 }
 
 function choose(row, data) {
