@@ -61,7 +61,7 @@ def _slash(command: Command, take: Take) -> app_commands.Command[Any, ..., None]
     }
     key = f"command.{command.name}"
     made: app_commands.Command[Any, ..., None] = app_commands.Command(
-        name=app_commands.locale_str(command.name, en=command.aliases[0]),
+        name=app_commands.locale_str(command.name, en=command.named("en")),
         description=_both(f"{key}.summary"),
         callback=pair if command.second else shapes[command.argument],
     )

@@ -47,7 +47,7 @@ def _menu(language: Language, *, admin: bool) -> tuple[BotCommand, ...]:
     """The commands as the menu shows them."""
     return tuple(
         BotCommand(
-            command.aliases[0] if language is Language.EN else command.name,
+            command.named(language),
             text(f"command.{command.name}.summary", language)[: BotCommandLimit.MAX_DESCRIPTION],
         )
         for command in COMMANDS

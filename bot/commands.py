@@ -37,6 +37,10 @@ class Command:
     second: bool = False
     choices: tuple[str, ...] = ()
 
+    def named(self, language: str) -> str:
+        """Its name for a fan of this language: in English the first alias."""
+        return self.aliases[0] if language == "en" else self.name
+
 
 COMMANDS = (
     Command("perguntar", ("ask",), Argument.REQUIRED, private=False),
@@ -50,8 +54,14 @@ COMMANDS = (
     Command("ensinar", ("teach",), Argument.OPTIONAL, second=True),
     Command("aprender", ("learn",), Argument.OPTIONAL, choices=("sim", "não", "avisos")),
     Command("rever", ("review",), admin=True),
-    Command("retrain", ("treinar",), Argument.OPTIONAL, admin=True, choices=("estado", "cancelar")),
-    Command("rollback", ("recuar",), admin=True),
+    Command(
+        "retrain",
+        ("train", "treinar"),
+        Argument.OPTIONAL,
+        admin=True,
+        choices=("estado", "cancelar"),
+    ),
+    Command("rollback", ("revert", "recuar"), admin=True),
     Command("revisoes", ("revisions",), admin=True),
 )
 

@@ -130,7 +130,7 @@ class _Notice(Job):
         texts = self._transport.split(post.text) or [post.text]
         nonces = [post.nonce and f"{post.nonce}.{piece}" for piece in range(len(texts))]
         first = [
-            replace(post, text=text, nonce=nonce, buttons=None, ask=False)
+            replace(post, text=text, nonce=nonce, buttons=None, ask=None)
             for text, nonce in zip(texts[:-1], nonces, strict=False)
         ]
         self._posts = [*first, replace(post, text=texts[-1], nonce=nonces[-1])]

@@ -157,6 +157,22 @@ class Buttons:
         return (Action.UP, Action.DOWN, Action.FIX, Action.AGAIN)
 
 
+class Wanted(StrEnum):
+    """What a guided reply gives us."""
+
+    CORRECTION = "correction"  # of the answer that it is about
+    LESSON = "lesson"
+    CHOICE = "choice"  # the text that this choice's form would take
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a notice asks for by a guided reply, and about what."""
+
+    what: Wanted
+    about: str = ""
+
+
 FORM = "?"  # begins the data of a choice whose tap opens a form, where the platform has forms
 
 
@@ -173,15 +189,16 @@ class Post:
     """One message to show. `text` is CommonMark; the adapter renders it for its platform.
 
     `private` asks for an ephemeral message where the platform has them, `ask` for a guided reply
-    (Telegram's force reply), `nonce` makes a repeated send harmless where the platform allows it.
-    `choices` are buttons in one row; a post has them or `buttons`, not both.
+    (Telegram's force reply) and says what it gives, `nonce` makes a repeated send harmless where
+    the platform allows it. `choices` are buttons in one row; a post has these or `buttons`, not
+    both.
     """
 
     text: str
     buttons: Buttons | None = None
     choices: tuple[Choice, ...] = ()
     private: bool = False
-    ask: bool = False
+    ask: Asked | None = None
     nonce: str | None = None
 
 

@@ -283,30 +283,6 @@ class LearningStore(Dialogue):
         rows = await self._read(_SATISFACTION, revision)
         return rows[0]["up"], rows[0]["down"]
 
-    # Guided replies
-
-    async def ask_for(self, chat: Chat, message_id: str, data: str, context: str = "") -> None:
-        """Note what a message of ours asks for."""
-
-        def work(db: sqlite3.Connection) -> None:
-            put_chat(db, chat)
-            run(
-                db,
-                "INSERT INTO asks (chat_key, message_id, data, context) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET data = excluded.data, context = excluded.context",
-                *(chat.key, message_id, data, context),
-            )
-
-        await self._write(work)
-
-    async def asked_for(self, chat: Chat, message_id: str) -> tuple[str, str] | None:
-        """What a message of ours asks for, and its context."""
-        rows = await self._read(
-            "SELECT data, context FROM asks WHERE chat_key = ? AND message_id = ?",
-            *(chat.key, message_id),
-        )
-        return (rows[0]["data"], rows[0]["context"]) if rows else None
-
     # Nights
 
     async def begin_night(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from bot.domain import AnswerState, ChatKind, Finish, Language, Platform, Source
+from bot.domain import AnswerState, ChatKind, Finish, Language, Platform, Source, Wanted
 from bot.learning import LessonKind, LessonState, NightState
 from bot.rules import texts_check, votes_check
 
@@ -211,10 +211,16 @@ CREATE INDEX lessons_state ON lessons (state, id);
 CREATE TABLE asks (
   chat_key TEXT NOT NULL REFERENCES chats ON DELETE CASCADE,
   message_id TEXT NOT NULL,
-  data TEXT NOT NULL,
-  context TEXT NOT NULL,
+  what TEXT NOT NULL CHECK (what IN {_one_of(Wanted)}),
+  about TEXT NOT NULL,
   PRIMARY KEY (chat_key, message_id)
 ) STRICT;
+
+CREATE INDEX asks_message ON asks (message_id);
+
+INSERT INTO asks SELECT chat_key, message_id, 'correction', answer_id FROM correction_asks;
+
+DROP TABLE correction_asks;
 
 CREATE TABLE nights (
   id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -233,7 +239,7 @@ CREATE TABLE nights (
 CREATE UNIQUE INDEX nights_one ON nights (state) WHERE state = 'running';
 
 CREATE UNIQUE INDEX nights_day ON nights (day) WHERE started_by = 'schedule'
-"""
+"""  # noqa: S608 # made of our own text only
 
 # Append only; statements are parted by blank lines. `PRAGMA user_version` counts those applied.
 MIGRATIONS = (_CHAT, _LEARN)

@@ -25,6 +25,7 @@ from bot.domain import (
     Action,
     AnswerId,
     AnswerState,
+    Asked,
     Chat,
     Destination,
     Fan,
@@ -35,14 +36,16 @@ from bot.domain import (
     Press,
     Tap,
     Toast,
+    Wanted,
 )
 from bot.errors import DeliveryFailed, EngineDead, FarenseError, Refusal, StoreError, explain
 from bot.feedback import Feedback
 from bot.ports import Engine, Nights, Transport
 from bot.prompts import Persona
 from bot.records import Exchange
+from bot.replies import Replies
 from bot.store import Store
-from bot.teaching import TEACH, Teaching
+from bot.teaching import Teaching
 from bot.text import clean
 from bot.work import Work
 from config.settings import Settings
@@ -91,24 +94,15 @@ class ChatService:
         self._workload = self._conversations.workload
         self._feedback = Feedback(store, settings, now)
         self._teaching = Teaching(store, settings, now, self._ask_for)
-        self._nights: Nights | None = None
+        self._replies = Replies(engine, store, settings, self._teaching)
         self._commands = {
             "perguntar": self._ask,
             "novo": self._new,
             "parar": self._stop,
             "outra": self._again,
             "corrigir": self._correct,
-            "ajuda": self._help,
-            "estado": self._status,
-            "privacidade": self._privacy,
-            "ensinar": self._teach,
-            "aprender": self._learn,
-            "rever": self._review,
-            "retrain": self._retrain,
-            "rollback": self._roll_back,
-            "revisoes": self._revisions,
         }
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[object]] = set()
         self._closing = False
 
     def attach(self, transport: Transport) -> None:
@@ -117,7 +111,7 @@ class ChatService:
 
     def use(self, nights: Nights) -> None:
         """Let admins steer the nights."""
-        self._nights = nights
+        self._replies.nights = nights
 
     async def __aenter__(self) -> Self:
         await self._store.remember_persona(self._persona.version, self._persona.text)
@@ -212,7 +206,8 @@ class ChatService:
 
     async def revise(self, to: Destination, message_id: str, post: Post) -> bool:
         """Change what was announced; False when it could not be."""
-        return await self._deliveries[to.chat.platform].edit(to, message_id, post)
+        delivery = self._deliveries.get(to.chat.platform)
+        return delivery is not None and await delivery.edit(to, message_id, post)
 
     def _refused(self, press: Press | Tap, error: FarenseError) -> Toast:
         if not error.for_fans:
@@ -239,7 +234,7 @@ class ChatService:
             return
         self._spawn(self._work(message), message.key)
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
+    def _spawn(self, coroutine: Coroutine[Any, Any, object], name: str) -> None:
         task = asyncio.get_running_loop().create_task(coroutine, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -280,9 +275,7 @@ class ChatService:
         if reply and work.reason is not AnswerState.INTERRUPTED:
             post = reply if isinstance(reply, Post) else Post(reply, private=True)
             post = replace(post, nonce=message.key)
-            shown = await self._deliveries[message.chat.platform].post(work.to, post)
-            if post.ask and shown is not None:
-                await self._store.ask_for(message.chat, shown, TEACH)
+            await self._show(work.to, post)
 
     async def _dispatch(self, work: Work) -> str | Post | None:
         """Run a command or answer a question; returns a short reply, or None when all is said."""
@@ -294,29 +287,34 @@ class ChatService:
             if not message.chat.is_shared:  # where a night's result is told
                 chat = json.dumps(dataclasses.asdict(message.chat))
                 await self._store.set_setting("admin_chat", chat)
-        return await self._commands[command.name if command else "perguntar"](work)
+        name = command.name if command else "perguntar"
+        if few_words := self._replies.handlers.get(name):
+            return await few_words(message)
+        return await self._commands[name](work)
 
     # Commands
 
     async def _ask(self, work: Work) -> str | Post | None:
         message = work.message
         if message.reply_to and not message.command:
-            corrected = await self._store.asked_correction(message.chat, message.reply_to)
-            if corrected is not None:
-                return await self._correct_by(_press(message, corrected), message.text)
             asked = await self._store.asked_for(message.chat, message.reply_to)
             if asked is not None:
-                return await self._asked_for(work, *asked)
+                return await self._take(message, asked)
         return await self._conversations.ask(work)
 
-    async def _asked_for(self, work: Work, what: str, data: str) -> Post:
+    async def _take(self, message: Message, asked: Asked) -> str | Post:
         """Take a reply to what a guided message of ours asked for."""
-        if what == TEACH:
-            return await self._teaching.teach(work.message)
-        message = work.message
-        tap = Tap(data, message.fan, message.chat, message.source, message.update_id)
-        outcome = await self._teaching.fill(tap, message.text)
-        return outcome.post or Post(outcome.toast, private=True)
+        match asked.what:
+            case Wanted.CORRECTION:
+                answer_id = AnswerId(int(asked.about))
+                return await self._correct_by(_press(message, answer_id), message.text)
+            case Wanted.LESSON:
+                return await self._teaching.teach(message)
+            case Wanted.CHOICE:
+                fan, chat = message.fan, message.chat
+                tap = Tap(asked.about, fan, chat, message.source, message.update_id)
+                outcome = await self._teaching.fill(tap, message.text)
+                return outcome.post or Post(outcome.toast, private=True)
 
     async def _correct_by(self, press: Press, correction: str) -> str | Post:
         """Keep a correction that came as a message: the thanks, or the card that asks more."""
@@ -352,77 +350,22 @@ class ChatService:
         await self._ask_correction(press, work.to)
         return None
 
-    async def _help(self, work: Work) -> str:
-        fan = work.message.fan
-        lines = [
-            f"- /{command.aliases[0] if fan.language == 'en' else command.name} — "
-            + text(f"command.{command.name}.summary", fan.language)
-            for command in COMMANDS
-            if not command.admin or self._settings.is_admin(fan.key)
-        ]
-        return text("reply.help", fan.language, commands="\n".join(lines))
-
-    async def _status(self, work: Work) -> str:
-        engine = self._engine.status
-        counts = await self._store.counts()
-        return text(
-            "reply.status",
-            work.message.fan.language,
-            model=engine.model,
-            revision=engine.revision,
-            running=engine.running,
-            waiting=engine.waiting,
-            speed=round(engine.tokens_per_second),
-            answers=counts["answers"],
-            up=counts["votes_up"],
-            down=counts["votes_down"],
-        )
-
-    async def _privacy(self, work: Work) -> str:
-        return text("reply.privacy", work.message.fan.language)
-
-    # Learning
-
-    async def _teach(self, work: Work) -> Post:
-        return await self._teaching.teach(work.message)
-
-    async def _learn(self, work: Work) -> Post:
-        return await self._teaching.learn(work.message)
-
-    async def _review(self, work: Work) -> Post:
-        return await self._teaching.review(work.message.fan)
-
-    async def _retrain(self, work: Work) -> str:
-        message, nights = work.message, self._steer()
-        language, word = message.fan.language, message.text.casefold().strip()
-        if word in {"estado", "status"}:
-            return await nights.describe(language)
-        if word in {"cancelar", "cancel"}:
-            stopped = await nights.cancel()
-            return text("night.cancelling" if stopped else "night.none", language)
-        # Without the handle: a run outlives an interaction's token.
-        await nights.start(message.fan.key, Destination(message.chat), language)
-        return text("night.started", language)
-
-    async def _roll_back(self, work: Work) -> str:
-        fan = work.message.fan
-        return await self._steer().roll_back(fan.key, fan.language)
-
-    async def _revisions(self, work: Work) -> str:
-        return await self._steer().revisions(work.message.fan.language)
-
-    def _steer(self) -> Nights:
-        if self._nights is None:
-            raise Refusal("refusal.no_nights")
-        return self._nights
-
     # Buttons
 
+    async def _show(self, to: Destination, post: Post) -> None:
+        """Show a notice; what it asks for is noted, so that a reply to it is understood."""
+        message_id = await self._deliveries[to.chat.platform].post(to, post)
+        if post.ask and message_id is not None:
+            await self._store.ask_for(to.chat, message_id, post.ask)
+
     async def _ask_correction(self, press: Press, to: Destination) -> None:
-        post = Post(text("reply.ask_correction", press.fan.language), private=True, ask=True)
-        message_id = await self._deliveries[press.chat.platform].post(to, post)
-        if message_id is not None:
-            await self._store.ask_correction(press.answer_id, press.chat, message_id)
+        asked = Asked(Wanted.CORRECTION, str(press.answer_id))
+        said = text("reply.ask_correction", press.fan.language)
+        await self._show(to, Post(said, private=True, ask=asked))
+
+    async def _ask_for(self, tap: Tap, post: Post) -> None:
+        """Ask for what a form would ask."""
+        await self._show(Destination(tap.chat, handle=tap.handle), post)
 
     async def _vote(self, press: Press) -> Toast:
         toast = await self._feedback.vote(press)
@@ -434,17 +377,7 @@ class ChatService:
         """Show a card after the toast, which must not wait for it."""
         if post is not None and not self._closing:
             to = Destination(press.chat, handle=press.handle)
-            self._spawn(self._announce(to, post), f"card:{press.update_id}")
-
-    async def _announce(self, to: Destination, post: Post) -> None:
-        await self.announce(to, post)
-
-    async def _ask_for(self, tap: Tap, post: Post, what: str) -> None:
-        """Ask for what a form would ask; `what` names it."""
-        to = Destination(tap.chat, handle=tap.handle)
-        message_id = await self._deliveries[tap.chat.platform].post(to, post)
-        if message_id is not None:
-            await self._store.ask_for(tap.chat, message_id, what, tap.data)
+            self._spawn(self.announce(to, post), f"card:{press.update_id}")
 
     async def _press_fix(self, press: Press) -> str:
         await self._feedback.find(press)

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from bot.database import run, to_ms
 from bot.delivery import LedgerPiece
 from bot.dialogue import put_chat, put_fan
-from bot.domain import AnswerId, Chat, Fan, Message, Source
+from bot.domain import AnswerId, Asked, Chat, Fan, Message, Source, Wanted
 from bot.learning_store import LearningStore
 from bot.records import Answer, Exchange, Question
 
@@ -95,12 +95,9 @@ class Store(LearningStore):
 
     async def answer_at(self, chat: Chat, message_id: str) -> AnswerId | None:
         """The answer that a platform's message shows."""
-        return await self._shown_at("deliveries", chat, message_id)
-
-    async def _shown_at(self, table: str, chat: Chat, message_id: str) -> AnswerId | None:
         # By the chat's id without its thread: a reaction does not say in which topic it was made.
         rows = await self._read(
-            f"SELECT max(answer_id) FROM {table} JOIN chats ON chats.key = chat_key"  # noqa: S608 # one of our own two tables
+            "SELECT max(answer_id) FROM deliveries JOIN chats ON chats.key = chat_key"
             " WHERE message_id = ? AND platform = ? AND id = ?",
             *(message_id, chat.platform, chat.id),
         )
@@ -173,23 +170,30 @@ class Store(LearningStore):
 
         return await self._write(work)
 
-    async def ask_correction(self, answer_id: AnswerId, chat: Chat, message_id: str) -> None:
-        """Note which message of ours asks for a correction of an answer."""
+    # Guided replies
+
+    async def ask_for(self, chat: Chat, message_id: str, asked: Asked) -> None:
+        """Note what a message of ours asks for."""
 
         def work(db: sqlite3.Connection) -> None:
             put_chat(db, chat)
             run(
                 db,
-                "INSERT INTO correction_asks (chat_key, message_id, answer_id) VALUES (?, ?, ?)"
-                " ON CONFLICT DO UPDATE SET answer_id = excluded.answer_id",
-                *(chat.key, message_id, answer_id),
+                "INSERT INTO asks (chat_key, message_id, what, about) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET what = excluded.what, about = excluded.about",
+                *(chat.key, message_id, asked.what, asked.about),
             )
 
         await self._write(work)
 
-    async def asked_correction(self, chat: Chat, message_id: str) -> AnswerId | None:
-        """The answer whose correction a message of ours asks for."""
-        return await self._shown_at("correction_asks", chat, message_id)
+    async def asked_for(self, chat: Chat, message_id: str) -> Asked | None:
+        """What a message of ours asks for."""
+        rows = await self._read(
+            "SELECT what, about FROM asks JOIN chats ON chats.key = chat_key"
+            " WHERE message_id = ? AND platform = ? AND id = ?",
+            *(message_id, chat.platform, chat.id),
+        )
+        return Asked(Wanted(rows[0]["what"]), rows[0]["about"]) if rows else None
 
     # The rest
 

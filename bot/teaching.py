@@ -6,7 +6,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from bot.domain import FORM, AnswerId, Choice, Fan, Message, Outcome, Post, Press, Source, Tap
+from bot.domain import (
+    FORM,
+    AnswerId,
+    Asked,
+    Choice,
+    Fan,
+    Message,
+    Outcome,
+    Post,
+    Press,
+    Source,
+    Tap,
+    Wanted,
+)
 from bot.errors import Refusal
 from bot.learning import Lesson, LessonKind, LessonState
 from bot.rules import RULES, Grant, Need, teachable
@@ -18,9 +31,8 @@ from config.texts import text
 YES_CONSENT, YES_AND_TELL, NO_CONSENT = "cy", "ct", "cn"
 YES_LESSON, NO_LESSON = "ly", "ln"
 APPROVE, REJECT, EDIT = "ra", "rr", f"{FORM}re"
-TEACH = "teach"  # what a guided reply is for
 
-Ask = Callable[[Tap, Post, str], Awaitable[None]]
+Ask = Callable[[Tap, Post], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +109,7 @@ class Teaching:
             raise Refusal("refusal.teach_elsewhere")
         question, answer = split_lesson(message.text)
         if not question or not answer:
-            return Post(text("teach.how", fan.language), private=True, ask=True)
+            return Post(text("teach.how", fan.language), private=True, ask=Asked(Wanted.LESSON))
         return await self._keep(Draft(LessonKind.TAUGHT, message, question, answer))
 
     async def after_correction(self, press: Press, correction: str) -> Post | None:
@@ -162,15 +174,16 @@ class Teaching:
             return await self._tap_consent(tap, action)
         lesson = await self._store.lesson(int(number)) if number.isdecimal() else None
         if lesson is None:
-            raise Refusal("refusal.card_gone")
+            raise Refusal("refusal.choice_gone")
         if action in {YES_LESSON, NO_LESSON}:
             return await self._tap_lesson(tap, lesson, wanted=action == YES_LESSON)
         self._admins_only(tap.fan)
         if action == EDIT:
-            await self._ask(tap, Post(text("review.edit", language), private=True, ask=True), EDIT)
+            asked = Asked(Wanted.CHOICE, tap.data)
+            await self._ask(tap, Post(text("review.edit", language), private=True, ask=asked))
             return Outcome(text("review.edit_toast", language))
         if action not in {APPROVE, REJECT}:
-            raise Refusal("refusal.card_gone")
+            raise Refusal("refusal.choice_gone")
         state = LessonState.APPROVED if action == APPROVE else LessonState.REJECTED
         done = await self._decide(lesson.id, state, tap.fan)
         said = f"review.{state}" if done else "review.was_decided"
@@ -182,7 +195,7 @@ class Teaching:
         self._admins_only(tap.fan)
         answer = clean(typed)
         if action != EDIT or not number.isdecimal():
-            raise Refusal("refusal.card_gone")
+            raise Refusal("refusal.choice_gone")
         if not answer:
             raise Refusal("refusal.empty_correction")
         self._check(answer)

@@ -19,7 +19,19 @@ import pytest
 from rich.console import Console
 
 from adapters.console import BROKEN_PIPE, ConsoleAdapter, ask
-from bot.domain import Chat, Choice, Destination, Fan, Outcome, Platform, Post, Source, Tap
+from bot.domain import (
+    Asked,
+    Chat,
+    Choice,
+    Destination,
+    Fan,
+    Outcome,
+    Platform,
+    Post,
+    Source,
+    Tap,
+    Wanted,
+)
 from bot.errors import EngineError, GenerationFailed, PromptTooLong, Refusal
 from bot.health import State
 from bot.service import ChatService
@@ -241,7 +253,7 @@ async def test_a_choice_that_asks_for_a_text_takes_the_next_line(tmp_path, monke
     async with chatting(tmp_path, terminal) as (adapter, service):
 
         async def tap(given: Tap) -> Outcome:
-            await adapter.send(HERE, Post("Como deve ficar?", ask=True))
+            await adapter.send(HERE, Post("Como deve ficar?", ask=Asked(Wanted.LESSON)))
             return Outcome("")
 
         async def receive(message) -> None:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from bot.arbiter import Limits
 from bot.delivery import Delivery, LedgerPiece
-from bot.domain import AnswerId, Buttons, Chat, ChatKind, Destination, Platform, Post
+from bot.domain import AnswerId, Asked, Buttons, Chat, ChatKind, Destination, Platform, Post, Wanted
 from bot.errors import (
     DeliveryFailed,
     DeliveryUnknown,
@@ -627,9 +627,16 @@ def test_a_long_notice_is_split_and_keeps_its_order(transport, ledger):
     async def walk() -> None:
         transport.script.extend([None, DeliveryFailed()])
         async with Delivery(transport, ledger) as delivery:
-            assert await delivery.post(TO, Post("a" * 20 + "b" * 20 + "c", ask=True)) == "m3"
+            assert (
+                await delivery.post(TO, Post("a" * 20 + "b" * 20 + "c", ask=Asked(Wanted.LESSON)))
+                == "m3"
+            )
         assert [post.text[0] for post in transport.messages.values()] == ["a", "b", "c"]
-        assert [post.ask for post in transport.messages.values()] == [False, False, True]
+        assert [post.ask for post in transport.messages.values()] == [
+            None,
+            None,
+            Asked(Wanted.LESSON),
+        ]
 
     run(walk)
 

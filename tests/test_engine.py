@@ -17,6 +17,7 @@ from engine import plan
 from engine.mlx_engine import MLXEngine
 from engine.models import LoadedModel
 from engine.pacer import LEAST, PATIENCE, Pacer
+from tests.tiny import tiny_model
 
 WORDS = 300
 CONTEXT = 512
@@ -46,32 +47,11 @@ class Letters:
         self.last_segment = ""
 
 
-def tiny_model(layers=2):
-    import mlx.core as mx
-    from mlx_lm.models import llama
-
-    mx.random.seed(1)
-    model = llama.Model(
-        llama.ModelArgs(
-            model_type="llama",
-            hidden_size=32,
-            num_hidden_layers=layers,
-            intermediate_size=48,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            rms_norm_eps=1e-5,
-            vocab_size=WORDS,
-        )
-    )
-    mx.eval(model.parameters())
-    return model
-
-
 def load(path, compute_plan, name):
     return LoadedModel(
         name="tiny",
         folder=path,
-        model=tiny_model(),
+        model=tiny_model(WORDS, seed=1),
         tokenizer=Tokenizer(),
         config={},
         fingerprint="f" * 64,
@@ -367,7 +347,7 @@ async def test_the_cache_budget_bounds_what_is_kept(clock):
 async def test_views_are_freed_when_their_last_answer_ends(engine):
     async with aclosing(engine.generate(request("old", max_tokens=400))) as old:
         await anext(old)
-        await engine.swap("r1", "d" * 64, lambda _base: tiny_model())
+        await engine.swap("r1", "d" * 64, lambda _base: tiny_model(WORDS, seed=1))
         views = list(engine._runner._views)
         *_, done = await ask(engine, request("new"))
         assert done.usage.revision == "r1"

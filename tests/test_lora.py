@@ -11,30 +11,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from mlx_lm.models import llama
 from safetensors.numpy import save_file
 
 from engine import lora, models, plan
 from engine.models import LoadedModel
+from tests.tiny import tiny_model
 
 TARGETS = ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"]
 TOKENS = mx.array([[3, 1, 4, 1, 5]])
 
 
 def tiny():
-    args = llama.ModelArgs(
-        model_type="llama",
-        hidden_size=16,
-        num_hidden_layers=3,
-        intermediate_size=32,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        vocab_size=48,
-    )
-    mx.random.seed(1)
-    model = llama.Model(args)
-    mx.eval(model.parameters())
+    model = tiny_model(48, seed=1, layers=3, width=16, inner=32)
     return LoadedModel("tiny", Path(), model, None, {}, "print", 64, 48)
 
 

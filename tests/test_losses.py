@@ -11,6 +11,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.models.activations import swiglu as theirs
 
+from tests.tiny import tiny_model
 from training import losses
 from training.batches import Batch, Row, shared_prefix
 from training.network import can_share, log_softmax_at, softmax, swiglu, training_on
@@ -138,20 +139,7 @@ def test_our_operations_stand_extremes():
 
 @pytest.fixture(scope="module")
 def model():
-    args = llama.ModelArgs(
-        model_type="llama",
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        vocab_size=60,
-    )
-    mx.random.seed(3)
-    made = llama.Model(args)
-    mx.eval(made.parameters())
-    return made
+    return tiny_model()
 
 
 ROWS = [

@@ -22,6 +22,7 @@ from bot import schema
 from bot.domain import (
     AnswerId,
     AnswerState,
+    Asked,
     Chat,
     ChatKind,
     Fan,
@@ -32,6 +33,7 @@ from bot.domain import (
     Source,
     Turn,
     Usage,
+    Wanted,
 )
 from bot.errors import StoreError
 from bot.store import Store
@@ -342,9 +344,10 @@ async def test_the_same_correction_counts_once_for_a_fan(store):
 
 async def test_a_guided_reply_finds_the_answer_it_corrects(store):
     _, answer = await ask(store, "1", "Um?", "Um.")
-    await store.ask_correction(answer, CHAT, "80")
-    assert await store.asked_correction(CHAT, "80") == answer
-    assert await store.asked_correction(CHAT, "81") is None
+    asked = Asked(Wanted.CORRECTION, str(answer))
+    await store.ask_for(CHAT, "80", asked)
+    assert await store.asked_for(CHAT, "80") == asked
+    assert await store.asked_for(CHAT, "81") is None
 
 
 async def test_counts_say_how_much_there_is(store):
@@ -480,7 +483,7 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
             if kind == "table" and not name.startswith("sqlite_") and strict
         }
     digest = hashlib.sha256("\n".join(sql for (sql,) in tables).encode()).hexdigest()
-    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "9e0a77ee8a8d197f")
+    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "4609c983d62397d6")
     assert columns == {
         "fans": "key platform language first_seen last_seen tell",
         "chats": "key platform id thread kind",
@@ -496,12 +499,11 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
         "deliveries": "answer_id piece chat_key message_id",
         "votes": "answer_id fan_key value source via created_at permission trains",
         "corrections": "id answer_id fan_key text source created_at",
-        "correction_asks": "chat_key message_id answer_id",
         "settings": "key value",
         "consents": "id fan_key given version source created_at",
         "lessons": "id kind fan_key chat_key source question answer answer_id state confirmed"
         " decided_by decided_at learnt_in created_at",
-        "asks": "chat_key message_id data context",
+        "asks": "chat_key message_id what about",
         "nights": "id day started_by report_to state stage reason details revision started_at"
         " ended_at",
     }

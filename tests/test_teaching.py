@@ -304,7 +304,7 @@ async def test_a_fan_who_says_no_takes_lessons_back(world):
 @pytest.mark.parametrize("data", ["", "ra:", "ra:x", "ly:999", "zz:1", "?re:99", "cy" * 30, "ly:²"])
 async def test_forged_choices_do_nothing(world, data):
     outcome = await world.tap(data, fan="9")
-    assert outcome.toast == text("refusal.card_gone")
+    assert outcome.toast == text("refusal.choice_gone")
     assert outcome.post is None
 
 

@@ -20,6 +20,7 @@ from adapters.telegram import TelegramAdapter
 from adapters.telegram_render import render
 from bot.domain import (
     AnswerId,
+    Asked,
     Buttons,
     Chat,
     ChatKind,
@@ -32,6 +33,7 @@ from bot.domain import (
     Press,
     Tap,
     Toast,
+    Wanted,
 )
 from bot.errors import (
     ConfigError,
@@ -316,7 +318,9 @@ async def test_a_choice_that_asks_for_a_text_is_answered_by_a_guided_reply(loopb
         card = await adapter.transport.send(PRIVATE, CARD)
         await loopback.tap("c:?ed:7", under(int(card)))
         await loopback.called("answerCallbackQuery")
-        asked = await adapter.transport.send(PRIVATE, Post("Como deve ficar?", ask=True))
+        asked = await adapter.transport.send(
+            PRIVATE, Post("Como deve ficar?", ask=Asked(Wanted.LESSON))
+        )
         reply = under(int(asked)) | {"from": BOT}
         await loopback.say("Em 1910, em Faro.", reply_to_message=reply)
         answer = await service.got()
@@ -364,7 +368,7 @@ async def test_a_correction_is_asked_for_by_a_guided_reply(loopback):
     adapter = TelegramAdapter(Recorder(), settings(loopback.url))
     chat = Chat(Platform.TELEGRAM, "-100", ChatKind.GROUP)
     await adapter.transport.send(
-        Destination(chat, handle="1:Ana 😀"), Post("Diz **lá**.", ask=True)
+        Destination(chat, handle="1:Ana 😀"), Post("Diz **lá**.", ask=Asked(Wanted.LESSON))
     )
     await adapter.close()
     sent = loopback.of("sendMessage")[0].data

@@ -11,12 +11,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models import llama
 
 from bot.errors import ModelError
 from engine import lora
 from engine.plan import Backend, ComputePlan
-from training import checkpoint, memory, run
+from tests.tiny import tiny_model
+from training import checkpoint, files, memory, run
 from training.batches import Row, shared_prefix
 from training.checkpoint import Checkpoints, Saved
 from training.examples import Example, Kind, Preference, ask, write_lines
@@ -60,19 +60,7 @@ DATA = Data(rows(7), rows(3, first=4), votes(5))
 def training(
     folder, recipe=RECIPE, data=DATA, *, report=lambda _: None, seconds=1e9, now=None, run_name="r"
 ):
-    args = llama.ModelArgs(
-        model_type="llama",
-        hidden_size=32,
-        num_hidden_layers=2,
-        intermediate_size=48,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        rms_norm_eps=1e-5,
-        vocab_size=60,
-    )
-    mx.random.seed(3)
-    model = llama.Model(args)
-    mx.eval(model.parameters())
+    model = tiny_model()
     mx.random.seed(recipe.seed)
     lora.attach(model, run.adapter_config(recipe, 2))
     prefix = shared_prefix([*data.train, *data.held_out, *data.preferences])
@@ -146,7 +134,7 @@ def test_killed_at_any_step_it_ends_with_the_same_bits(tmp_path, uninterrupted, 
 def test_killed_while_a_checkpoint_is_written_too(
     tmp_path, uninterrupted, which, moment, monkeypatch
 ):
-    replace, count = checkpoint.os.replace, itertools.count(1)
+    replace, count = files.os.replace, itertools.count(1)
 
     def dying(source, target):
         last = next(count) == which
@@ -156,14 +144,14 @@ def test_killed_while_a_checkpoint_is_written_too(
             raise Kill
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", dying)
-        patch.setattr(checkpoint.shutil, "rmtree", lambda *_, **__: None)  # as nobody cleans up
+        patch.setattr(files.os, "replace", dying)
+        patch.setattr(files.shutil, "rmtree", lambda *_, **__: None)  # as nobody cleans up
         with pytest.raises(Kill):
             train(tmp_path)
-    assert bool(list(tmp_path.glob(f"{checkpoint.DRAFT}*"))) == (moment == "before")
+    assert bool(list(tmp_path.glob(f"{files.DRAFT}*"))) == (moment == "before")
 
     assert same(train(tmp_path), uninterrupted)
-    assert not list(tmp_path.glob(f"{checkpoint.DRAFT}*"))
+    assert not list(tmp_path.glob(f"{files.DRAFT}*"))
     assert len(list(tmp_path.iterdir())) == 2
 
 
@@ -310,7 +298,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         train(tmp_path / "checkpoints")
     assert not list((tmp_path / "checkpoints").iterdir())

@@ -11,8 +11,8 @@ import pytest
 
 from engine.lora import WEIGHTS
 from training import run
-from training.checkpoint import DRAFT
 from training.examples import Example, Kind, Preference, ask, write_lines
+from training.files import DRAFT
 from training.job import JOB, Ended, Progress, TrainJob, parse_event
 from training.recipe import Recipe, Step
 

@@ -23,6 +23,7 @@ from bot.domain import (
     Action,
     AnswerId,
     AnswerState,
+    Asked,
     Buttons,
     Chat,
     Choice,
@@ -38,6 +39,7 @@ from bot.domain import (
     Source,
     Tap,
     Toast,
+    Wanted,
 )
 from bot.errors import ConfigError, StoreError
 from bot.health import Health, State
@@ -597,7 +599,7 @@ async def test_teaching_is_typed_as_a_command(house, visitor):
 
 async def test_what_is_asked_for_is_answered_by_the_next_words(house, visitor):
     to = await house.chat_of(visitor)
-    asked = await house.adapter.send(to, Post("Como deve ficar?", ask=True))
+    asked = await house.adapter.send(to, Post("Como deve ficar?", ask=Asked(Wanted.LESSON)))
     await visitor.say("/estado", "update-0001")
     house.service.fault = StoreError()
     await visitor.say("Em 1910.", "update-0002")

@@ -283,8 +283,9 @@ async def test_the_embedded_model_answers_is_seen_writing_and_is_voted_on(
     await expect(action(page, "up")).to_have_attribute("aria-pressed", "true")
     answer = await house.store.answer(AnswerId(1))
     assert answer.state in {AnswerState.DONE, AnswerState.STOPPED}
-    written, shown = answer.text.split(), await bubbles(page, "bot").inner_text()
+    written, shown = answer.text.split(), await bubbles(page, "bot").first.inner_text()
     assert shown.split()[: len(written)] == written
+    await expect(bubbles(page, "bot").nth(1)).to_contain_text("Posso aprender contigo?")
     assert await house.store.votes(AnswerId(1)) == (1, 0)
     await context.close()
     await house.stop()

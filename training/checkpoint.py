@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from training.files import commit
+
 TENSORS, STATE = "tensors.safetensors", "state.json"
-DRAFT = ".draft-"
 KEPT = 2
 
 Tensors = Mapping[str, np.ndarray[Any, Any]]
@@ -73,38 +72,3 @@ class Checkpoints:
     def _found(self) -> list[Path]:
         """Newest first."""
         return sorted((path for path in self._folder.glob("[0-9]*") if path.is_dir()), reverse=True)
-
-
-def commit(target: Path, files: Mapping[str, bytes]) -> None:
-    """Make a folder that is not there yet, with all these files or not at all. Raises OSError."""
-    parent = target.parent
-    parent.mkdir(parents=True, exist_ok=True)
-    sweep(parent)
-    draft = Path(tempfile.mkdtemp(prefix=DRAFT, dir=parent))
-    try:
-        for name, data in files.items():
-            with (draft / name).open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        sync(draft)
-        os.replace(draft, target)  # noqa: PTH105 (by its name in our rules)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        raise
-    sync(parent)
-
-
-def sweep(parent: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for left in parent.glob(f"{DRAFT}*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def sync(folder: Path) -> None:
-    """Bring a folder's entries to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

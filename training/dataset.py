@@ -27,8 +27,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,8 +36,9 @@ from typing import Any
 
 from bot.domain import Turn
 from training import personal
-from training.examples import Example, Kind, Preference, ask, write_lines
+from training.examples import Example, Kind, Preference, ask, to_lines
 from training.facts import Fact, Talk, examples
+from training.files import commit, to_json
 from training.lessons import Excluded, choose
 from training.rows import (
     FanRow,
@@ -83,18 +82,15 @@ class Dataset:
 
     def write(self, folder: Path) -> None:
         """Write the folder, whole or not at all. Raises OSError, also when it has files already."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            write_lines(draft / "train.jsonl", self.train)
-            write_lines(draft / "held_out.jsonl", self.held_out)
-            write_lines(draft / "preferences.jsonl", self.preferences)
-            text = json.dumps(self.manifest, ensure_ascii=False, sort_keys=True, indent=1)
-            (draft / "manifest.json").write_text(f"{text}\n", encoding="utf-8")
-            draft.rename(folder)
-        except BaseException:
-            shutil.rmtree(draft, ignore_errors=True)
-            raise
+        commit(
+            folder,
+            {
+                "train.jsonl": to_lines(self.train),
+                "held_out.jsonl": to_lines(self.held_out),
+                "preferences.jsonl": to_lines(self.preferences),
+                "manifest.json": to_json(self.manifest),
+            },
+        )
 
 
 @dataclass(frozen=True, slots=True)

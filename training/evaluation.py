@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, TypeAdapter
 
+from training import files
 from training.job import Value
 
 FILE = "evaluation.json"
@@ -64,7 +64,7 @@ class Evaluation(Value):
 
 def write(folder: Path, evaluation: Evaluation) -> None:
     """Write `evaluation.json` in one go."""
-    _replace(folder / FILE, evaluation.model_dump_json(indent=1).encode())
+    files.write(folder / FILE, evaluation.model_dump_json(indent=1).encode())
 
 
 def read(folder: Path) -> Evaluation:
@@ -94,8 +94,7 @@ class Known:
         """Write everything down, if there is a place for it."""
         if self._path is not None:
             newest = dict(list(self._results.items())[-KNOWN_LIMIT:])
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            _replace(self._path, self._ADAPTER.dump_json(newest))
+            files.write(self._path, self._ADAPTER.dump_json(newest))
 
     def _read(self, path: Path | None) -> dict[str, SuiteResult]:
         """What is there; a damaged file only means that everything is asked again."""
@@ -103,12 +102,3 @@ class Known:
             return self._ADAPTER.validate_json(path.read_bytes()) if path else {}
         except (OSError, ValueError):
             return {}
-
-
-def _replace(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -59,15 +59,20 @@ def ask(question: str) -> tuple[Turn, ...]:
     return (Turn(Role.USER, question),)
 
 
-def write_lines(path: Path, items: Iterable[Example | Preference]) -> None:
+def to_lines(items: Iterable[Example | Preference]) -> bytes:
     """One JSON object a line, the same bytes for the same items."""
     lines = (
         json.dumps(dataclasses.asdict(item), ensure_ascii=False, sort_keys=True) for item in items
     )
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def write_lines(path: Path, items: Iterable[Example | Preference]) -> None:
+    """A file of them."""
+    path.write_bytes(to_lines(items))
 
 
 def read_lines(path: Path, kind: type[T]) -> list[T]:
-    """Read what `write_lines` wrote. Raises OSError or ValueError."""
+    """Read what `to_lines` made. Raises OSError or ValueError."""
     adapter = TypeAdapter(kind)
     return [adapter.validate_json(line) for line in path.read_text("utf-8").splitlines()]

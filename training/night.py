@@ -11,7 +11,7 @@ import hashlib
 import json
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,7 +24,7 @@ from bot.learning import Lesson, LessonState, Night, NightState, Stage
 from bot.prompts import Persona
 from bot.store import Store
 from config.settings import Settings
-from training import curve, dataset, evaluation, gate, report, suites
+from training import curve, dataset, evaluation, files, gate, report, suites
 from training.facts import load_facts, load_replay
 from training.guide import integration_guide
 from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
@@ -36,7 +36,7 @@ from training.serving import LearningEngine, Serving
 
 log = structlog.get_logger(__name__)
 
-MOST_CRASHES = 3  # after which a night is given up: it may be what the bot dies of
+MOST_CRASHES = 3  # starts, after which a night is given up: it may be what the bot dies of
 DOMINATED = 0.5  # share of what fans gave that may hang on one of them
 DOMINATED_FROM = 4  # items, below which a share says nothing
 CANDIDATE, CHAMPION, ANCHOR = "candidate", "champion", "anchor"
@@ -83,6 +83,7 @@ class NightRun:
         serving: Serving,
         recipe: Recipe,
         on_event: Callable[[Event], None],
+        on_flood: Callable[[int], Awaitable[None]],
         now: Callable[[], datetime],
         force: bool = False,
     ) -> None:
@@ -94,6 +95,7 @@ class NightRun:
         self._serving = serving
         self._recipe = recipe
         self._on_event = on_event
+        self._on_flood = on_flood
         self._now = now
         self._force = force
         self.folder = revisions.folder / f".night-{night.id}"
@@ -102,25 +104,26 @@ class NightRun:
     async def run(self) -> Ending:
         """Do what is left to do. Cancelling leaves everything for the next start."""
         try:
-            ending = await self._stages()
+            return await self._stages()
+        except asyncio.CancelledError:
+            self._count_starts(-1)  # somebody wanted it: no crash
+            raise
         except Skipped as skipped:
-            ending = Ending(NightState.SKIPPED, skipped.reason, skipped.details)
+            return Ending(NightState.SKIPPED, skipped.reason, skipped.details)
         except Stopped as stopped:
             details = {"detail": stopped.ended.detail}
-            ending = Ending(NightState.FAILED, stopped.ended.reason or "fault", details)
+            return Ending(NightState.FAILED, stopped.ended.reason or "fault", details)
         except FarenseError as error:
-            ending = Ending(NightState.FAILED, error.key, error.values)
+            return Ending(NightState.FAILED, error.key, error.values)
         except OSError as error:
             log.exception("night failed", night=self._night.id)
-            ending = Ending(NightState.FAILED, "disk", {"detail": error.strerror or error})
+            return Ending(NightState.FAILED, "disk", {"detail": error.strerror or error})
         except Exception as error:
             log.exception("night failed", night=self._night.id)
-            ending = Ending(NightState.FAILED, "fault", {"detail": type(error).__name__})
-        await self.clean()
-        return ending
+            return Ending(NightState.FAILED, "fault", {"detail": type(error).__name__})
 
     async def clean(self) -> None:
-        """Remove what a night leaves on the way; a child that is still there is ended first."""
+        """Remove what a night leaves on the way, once its end is kept; its child is ended first."""
         await asyncio.to_thread(self._clean)
 
     def _clean(self) -> None:
@@ -130,7 +133,7 @@ class NightRun:
         shutil.rmtree(self._revisions.folder / f".draft-{self.name}", ignore_errors=True)
 
     async def _stages(self) -> Ending:
-        if await asyncio.to_thread(self._crashes) > MOST_CRASHES:
+        if await asyncio.to_thread(self._count_starts, 1) > MOST_CRASHES:
             return Ending(NightState.FAILED, "crashes", {"n": MOST_CRASHES})
         await self._stage(Stage.DATASET)
         manifest = await self._dataset()
@@ -152,13 +155,12 @@ class NightRun:
         log.info("night", id=self._night.id, stage=stage.value)
         await self._store.set_stage(self._night.id, stage, revision)
 
-    def _crashes(self) -> int:
-        """Count the starts of this night."""
-        self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        starts = self.folder / "starts"
-        count = len(starts.read_text()) if starts.exists() else 0
-        starts.write_text("." * (count + 1))
-        return count
+    def _count_starts(self, change: int) -> int:
+        """Count a start of this night, or take one back; returns how many there are."""
+        starts = self.folder / "starts.json"
+        count = json.loads(starts.read_bytes()) if starts.exists() else 0
+        files.write(starts, files.to_json(count + change))
+        return int(count + change)
 
     # Dataset
 
@@ -216,10 +218,12 @@ class NightRun:
         )
 
     async def _set_apart(self, made: dataset.Dataset) -> None:
-        """Quarantine floods in the store, so that an admin sees them apart."""
+        """Quarantine floods in the store, and say so the first time."""
         for flood in made.quarantine:
-            await self._store.quarantine(flood.lessons)
-            log.warning("flood", lessons=len(flood.lessons), votes=flood.votes)
+            new = await self._store.quarantine(flood.lessons)
+            log.warning("flood", lessons=len(flood.lessons), votes=flood.votes, new=new)
+            if new:
+                await self._on_flood(new)
 
     def _check_worth(self, made: dataset.Dataset) -> None:
         """Whether there is enough that is new, and of more than one fan."""
@@ -259,7 +263,7 @@ class NightRun:
             context=self._settings.engine.context,
             seconds=60 * self._settings.learning.max_minutes,
         )
-        await self._child(folder, job.model_dump_json())
+        await self._child(folder, job)
 
     async def _evaluate(self) -> evaluation.Evaluation:
         base, folder = self._engine.base, self.folder / "evaluate"
@@ -281,11 +285,12 @@ class NightRun:
             regressions=self._regressions,
             context=self._settings.engine.context,
         )
-        await self._child(folder, job.model_dump_json())
+        if not await asyncio.to_thread((folder / evaluation.FILE).is_file):
+            await self._child(folder, job)
         return await asyncio.to_thread(evaluation.read, folder)
 
-    async def _child(self, folder: Path, job: str) -> None:
-        await asyncio.to_thread(_write_job, folder, job)
+    async def _child(self, folder: Path, job: TrainJob | EvaluateJob) -> None:
+        await asyncio.to_thread(files.write, folder / JOB, job.model_dump_json().encode())
         ended = await run_job(folder, self._on_event, self._fans_chat)
         if not ended.ok:
             raise Stopped(ended)
@@ -311,7 +316,7 @@ class NightRun:
             shutil.copyfile(file, draft / file.name)
         facts = json.loads((result / "result.json").read_bytes())
         metadata = self._metadata(verdict, facts, manifest)
-        (draft / "qlora_config.json").write_bytes(_json(self._qlora_config(draft)))
+        (draft / "qlora_config.json").write_bytes(files.to_json(self._qlora_config(draft)))
         (draft / "evaluation.json").write_bytes(found.model_dump_json().encode())
         (draft / "verdict.json").write_bytes(verdict.model_dump_json(indent=1).encode())
         (draft / "INTEGRATION_GUIDE.md").write_text(integration_guide(self.name, metadata), "utf-8")
@@ -384,7 +389,6 @@ def _lesson_row(lesson: Lesson, settings: Settings) -> LessonRow:
 
 def _lessons_asked(source: Path, folder: Path) -> Path:
     """What fans taught, as the gate asks it: a file of its own."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = [
         line
         for name in ("train.jsonl", "held_out.jsonl")
@@ -392,15 +396,8 @@ def _lessons_asked(source: Path, folder: Path) -> Path:
         if json.loads(line)["kind"] in {"taught", "correction"}
     ]
     path = folder / "lessons.jsonl"
-    path.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    files.write(path, "".join(f"{line}\n" for line in lines).encode())
     return path
-
-
-def _write_job(folder: Path, job: str) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = folder / f".{JOB}"
-    draft.write_text(job, "utf-8")
-    draft.replace(folder / JOB)
 
 
 def _template(folder: Path) -> str:
@@ -409,7 +406,3 @@ def _template(folder: Path) -> str:
         if (folder / name).is_file():
             return hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return ""
-
-
-def _json(value: object) -> bytes:
-    return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()

@@ -26,11 +26,11 @@ from bot.store import Store
 from config.settings import Settings
 from config.texts import text
 from training import satisfaction
-from training.job import Estimate, Event, Progress
+from training.job import Event, Progress
 from training.night import Ending, NightRun
 from training.recipe import Recipe
 from training.revisions import BASE, RevisionError, Revisions
-from training.serving import LearningEngine, Serving
+from training.serving import LearningEngine, Serving, base_label
 from training.telling import Announcer, Telling
 
 log = structlog.get_logger(__name__)
@@ -63,8 +63,8 @@ class NightShift:
         self._recipe = recipe or Recipe()
         self._watcher = watcher
         self._now = now
-        self.revisions_store = Revisions(settings.revisions)
-        self.serving = Serving(engine, self.revisions_store)
+        self._revisions = Revisions(settings.revisions)
+        self.serving = Serving(engine, self._revisions)
         self._zone = ZoneInfo(settings.learning.timezone)
         self._scheduler = AsyncIOScheduler(timezone=self._zone)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -143,13 +143,16 @@ class NightShift:
     async def roll_back(self, by: str, language: str) -> str:
         """Serve the revision before this one."""
         left = self.serving.name
-        name = await self.serving.roll_back()
+        try:
+            name = await self.serving.roll_back()
+        except RevisionError as error:  # an admin asked: the sentence is for this chat
+            raise Refusal(error.key, **error.values) from error
         log.info("rolled back", by=by, revision=name, left=left)
         return text("night.rolled_back", language, revision=_named(name, language), left=left)
 
     async def revisions(self, language: str) -> str:
         """The revisions that are there."""
-        found = await asyncio.to_thread(self.revisions_store.all)
+        found = await asyncio.to_thread(self._revisions.all)
         lines = []
         for revision in found[:10]:
             up, down = await self._store.satisfaction(revision.id)
@@ -169,16 +172,18 @@ class NightShift:
         self._running.add_done_callback(_note_fault)
 
     async def _run(self, night: Night) -> Ending:
-        telling = Telling(self._announcer, await self._report_to(night), self._language)
+        to = await self._report_to(night)
+        telling = Telling(self._announcer, to, self._language)
         run = NightRun(
             night,
             store=self._store,
             settings=self._settings,
             engine=self._engine,
-            revisions=self.revisions_store,
+            revisions=self._revisions,
             serving=self.serving,
             recipe=self._recipe,
             on_event=lambda event: self._on_event(event, telling),
+            on_flood=lambda count: self._tell(to, "night.flooded", n=count),
             now=self._now,
             force=night.started_by == TERMINAL,
         )
@@ -189,8 +194,8 @@ class NightShift:
             if not self._cancelled:
                 raise  # the bot stops: the night goes on after the next start
             ending = Ending(NightState.CANCELLED, "cancelled", {})
-            await run.clean()
         await self._end(night, ending, telling)
+        await run.clean()
         return ending
 
     async def _end(self, night: Night, ending: Ending, telling: Telling) -> None:
@@ -210,7 +215,7 @@ class NightShift:
 
     def _progress(self, language: str) -> str:
         event = self._last
-        if event is None or isinstance(event, Estimate) or not isinstance(event, Progress):
+        if not isinstance(event, Progress):
             return text("night.progress.begin", language)
         loss = "" if event.loss is None else text("night.loss", language, loss=f"{event.loss:.2f}")
         said = text(f"night.progress.{event.stage}", language, step=event.step, steps=event.steps)
@@ -218,7 +223,7 @@ class NightShift:
 
     async def _tell_fans(self, revision: str) -> None:
         """Tell those who want to know that their lesson was learnt."""
-        rows = (await asyncio.to_thread(self.revisions_store.get, revision)).metadata["rows"]
+        rows = (await asyncio.to_thread(self._revisions.get, revision)).metadata["rows"]
         ids = [int(name.partition(":")[2]) for name in rows if name.startswith("lesson:")]
         for lesson in await self._store.learnt(ids, revision):
             chat = await self._store.chat(lesson.chat_key)
@@ -268,7 +273,9 @@ class NightShift:
         return Destination(_CHAT.validate_json(kept)) if kept else None
 
     async def _tell_admin(self, key: str, **values: object) -> None:
-        to = await self._admin_chat()
+        await self._tell(await self._admin_chat(), key, **values)
+
+    async def _tell(self, to: Destination | None, key: str, **values: object) -> None:
         log.warning(key, **values)
         if to is not None:
             await self._announcer.announce(to, Post(text(key, self._language, **values)))
@@ -318,10 +325,10 @@ class NightShift:
 
     async def look_at_satisfaction(self) -> bool:
         """Roll back when fans like the revision in service clearly less than the one before."""
-        current, before = self.serving.name, self.revisions_store.before
+        current, before = self.serving.name, self._revisions.before
         if current == BASE or before is None:
             return False
-        was = before if before != BASE else f"base:{self._engine.base.fingerprint[:12]}"
+        was = before if before != BASE else base_label(self._engine.base)
         now_votes = await self._store.satisfaction(current)
         then_votes = await self._store.satisfaction(was)
         if not satisfaction.dropped(then_votes, now_votes):
@@ -361,6 +368,3 @@ def _named(revision: str, language: str) -> str:
 def _note_fault(task: asyncio.Task[Ending]) -> None:
     if not task.cancelled() and (fault := task.exception()):
         log.error("night broke", error=repr(fault))
-
-
-__all__ = ["NightShift", "RevisionError", "due"]

@@ -7,7 +7,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -21,11 +21,15 @@ LOOK = 0.02  # seconds between two looks at whether fans chat
 QUIET = 0.5  # seconds of silence after which the child goes on
 LAST_WORDS = 10.0  # seconds that a child gets to end when it is asked to
 LONGEST_LINE = 2**20
-PID, LOG = "pid.json", "log.txt"
+PID, LOG = "pid.txt", "log.txt"
+WORK = (sys.executable, "-m", "farense_bot", "work")
 
 
 async def run_job(
-    folder: Path, on_event: Callable[[Event], None], hold: Callable[[], bool]
+    folder: Path,
+    on_event: Callable[[Event], None],
+    hold: Callable[[], bool],
+    command: Sequence[str] = WORK,
 ) -> Ended:
     """Do the job in a folder; cancelling ends the child, whose checkpoints stay.
 
@@ -34,7 +38,7 @@ async def run_job(
     end_stale(folder)
     with (folder / LOG).open("ab") as errors:
         child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "farense_bot", "work", str(folder)),
+            *(*command, str(folder)),
             stdin=asyncio.subprocess.PIPE,  # its end tells the child that we are gone
             stdout=asyncio.subprocess.PIPE,
             stderr=errors,

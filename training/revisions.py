@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +20,10 @@ from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 
 from bot.errors import ModelError
+from engine.lora import CONFIG, WEIGHTS
+from training.files import sync, to_json, write
 
-WEIGHTS, CONFIG, METADATA = "adapters.safetensors", "adapter_config.json", "metadata.json"
+METADATA = "metadata.json"
 POINTER = "current.json"
 WAY_BACK = 20  # revisions that a pointer remembers
 BASE = "base"  # the revision that is none: the model as it came
@@ -140,10 +141,10 @@ class Revisions:
             "files": files,
         }
         for path in [*draft.rglob("*"), draft]:
-            _sync(path)
+            sync(path)
         draft.replace(folder)
-        _write_atomically(folder / METADATA, whole)
-        _sync(self.folder)
+        write(folder / METADATA, to_json(whole))
+        sync(self.folder)
         return self.get(name)
 
     def prune(self, keep: int) -> list[str]:
@@ -169,33 +170,53 @@ class Revisions:
         history = self._pointer()[1]
         return history[-1] if history else None
 
+    @property
+    def pointer(self) -> Path:
+        """The file that names the revision in service."""
+        return self.folder / POINTER
+
     def use(self, name: str) -> None:
-        """Point at a revision. The one that served before is the way back."""
+        """Point at a revision. The one that served before is the way back.
+
+        A pointer that cannot be read is replaced: there is no way back from then on.
+        """
         with self._lock():
-            current, history = self._pointer()
+            try:
+                current, history = self._pointer()
+            except RevisionError:
+                self._point(name, [])
+                return
             if name != current:
                 self._point(name, [*history, current][-WAY_BACK:])
 
-    def roll_back(self) -> str:
-        """Point at the one before, and forget the present one; returns which that is."""
+    def step_back(self) -> str:
+        """Point at the one before and forget the present one; returns which that is.
+
+        Where nothing is before, it is the base.
+        """
         with self._lock():
             _, history = self._pointer()
-            if not history:
-                raise RevisionError("error.revision_first")
-            self._point(history[-1], history[:-1])
-            return history[-1]
+            before = history[-1] if history else BASE
+            self._point(before, history[:-1])
+            return before
+
+    def roll_back(self) -> str:
+        """The same at an admin's word. Raises RevisionError where nothing is before."""
+        if self.before is None:
+            raise RevisionError("error.revision_first")
+        return self.step_back()
 
     def _pointer(self) -> tuple[str, list[str]]:
         try:
-            pointer = json.loads((self.folder / POINTER).read_bytes())
+            pointer = json.loads(self.pointer.read_bytes())
             return str(pointer["revision"]), [str(name) for name in pointer["before"]]
         except FileNotFoundError:
             return BASE, []
         except (OSError, ValueError, KeyError, TypeError) as fault:
-            raise RevisionError("error.revision_pointer", path=self.folder / POINTER) from fault
+            raise RevisionError("error.revision_pointer", path=self.pointer) from fault
 
     def _point(self, name: str, before: list[str]) -> None:
-        _write_atomically(self.folder / POINTER, {"revision": name, "before": before})
+        write(self.pointer, to_json({"revision": name, "before": before}))
 
     def _lock(self) -> FileLock:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -232,22 +253,3 @@ def _check_weights(revision: Revision) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_atomically(path: Path, value: Mapping[str, Any]) -> None:
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=2, sort_keys=True, default=str)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, onto the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import platform
 import resource
 import shutil
@@ -27,9 +26,10 @@ from engine.lora import CONFIG, WEIGHTS
 from engine.plan import detect, prepare
 from training import memory
 from training.batches import Writer, shared_prefix
-from training.checkpoint import Checkpoints, commit, sweep
+from training.checkpoint import Checkpoints
 from training.child import quietly
 from training.examples import Example, Preference, read_lines
+from training.files import commit, sweep, to_json
 from training.job import Ended, Estimate, Progress, TrainJob, emit, read_job
 from training.recipe import Recipe
 from training.schedule import Clock
@@ -239,8 +239,3 @@ def versions() -> dict[str, str]:
     """What the weights were made with."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     return found | {name: metadata.version(name) for name in VERSIONS}
-
-
-def to_json(value: object) -> bytes:
-    """Readable, and the same bytes for the same value."""
-    return (json.dumps(value, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()

@@ -52,13 +52,22 @@ class Base(Protocol):
     fingerprint: str
 
 
+def base_label(base: Base) -> str:
+    """The name under which answers of the base alone are kept."""
+    return f"base:{base.fingerprint[:12]}"
+
+
 class Serving:
-    """Keeps the engine at the revision that the pointer names."""
+    """Keeps the engine at the revision that the pointer names.
+
+    The lock covers engine and pointer together: nobody may see one changed and not yet the other.
+    """
 
     def __init__(self, engine: LearningEngine, revisions: Revisions) -> None:
         self._engine = engine
         self._revisions = revisions
         self._lock = asyncio.Lock()
+        self._refused = ""  # what the pointer named and could not be served: not tried again
         self.name = BASE
 
     async def restore(self) -> str | None:
@@ -67,75 +76,70 @@ class Serving:
         Returns the name of a revision that could not be used.
         """
         broken = None
-        while (name := await asyncio.to_thread(self._pointed)) != BASE:
+        async with self._lock:
             try:
-                await self.load(name)
-            except (RevisionError, EngineError, OSError, ValueError) as fault:
-                log.warning("revision not usable", revision=name, error=str(fault))
-                broken = broken or name
-                await asyncio.to_thread(self._step_back)
-            else:
-                return broken
-        await self.load(BASE)
-        return broken
+                name = await asyncio.to_thread(lambda: self._revisions.current)
+            except RevisionError:
+                log.warning("pointer not readable, serving the base")
+                await asyncio.to_thread(self._revisions.use, BASE)
+                return self._revisions.pointer.name
+            while True:
+                try:
+                    await self._load(name)
+                except (FarenseError, OSError, ValueError) as fault:
+                    if name == BASE or isinstance(fault, EngineError):
+                        raise
+                    log.warning("revision not usable", revision=name, error=str(fault))
+                    broken = broken or name
+                    name = await asyncio.to_thread(self._revisions.step_back)
+                else:
+                    return broken
 
     async def promote(self, name: str) -> None:
         """Serve another revision and point at it; a failure changes nothing."""
-        await self.load(name)
-        await asyncio.to_thread(self._revisions.use, name)
+        async with self._lock:
+            await self._load(name)
+            await asyncio.to_thread(self._revisions.use, name)
 
     async def roll_back(self) -> str:
         """Serve the revision before this one; returns which. Raises RevisionError."""
-        before = await asyncio.to_thread(lambda: self._revisions.before)
-        if before is None:
-            raise RevisionError("error.revision_first")
-        await self.load(before)
-        return await asyncio.to_thread(self._revisions.roll_back)
+        async with self._lock:
+            before = await asyncio.to_thread(lambda: self._revisions.before)
+            if before is None:
+                raise RevisionError("error.revision_first")
+            await self._load(before)
+            return await asyncio.to_thread(self._revisions.step_back)
 
     async def follow(self) -> bool:
         """Serve what the pointer names by now: somebody may have moved it at a terminal."""
-        name = await asyncio.to_thread(self._pointed)
-        if name == self.name:
-            return False
-        await self.load(name)
-        return True
-
-    async def load(self, name: str) -> None:
-        """Put a revision into service once it was looked at. Raises FarenseError, else nothing."""
-        base = self._engine.base
         async with self._lock:
-            if name == self.name:
-                return
-            if name == BASE:
-                label = f"base:{base.fingerprint[:12]}"
-                await self._engine.swap(label, base.fingerprint, lambda loaded: loaded.model)
-            else:
-                revision = await asyncio.to_thread(self._revisions.verify, name, base.fingerprint)
-                config, weights = await asyncio.to_thread(read_adapter, revision.folder)
-                try:
-                    await self._engine.swap(
-                        name,
-                        revision.digest,
-                        partial(with_adapter, config=config, weights=weights),
-                    )
-                except FarenseError:
-                    raise
-                except Exception as fault:
-                    detail = str(fault) or type(fault).__name__
-                    raise RevisionError(
-                        "error.revision_damaged", name=name, detail=detail
-                    ) from fault
-            self.name = name
+            name = await asyncio.to_thread(lambda: self._revisions.current)
+            if name in {self.name, self._refused}:
+                return False
+            try:
+                await self._load(name)
+            except FarenseError:
+                self._refused = name
+                raise
+            self._refused = ""
+            return True
 
-    def _pointed(self) -> str:
-        try:
-            return self._revisions.current
-        except RevisionError:
-            log.exception("pointer not readable")
-            return BASE
-
-    def _step_back(self) -> None:
-        if self._revisions.before is None:
-            self._revisions.use(BASE)
+    async def _load(self, name: str) -> None:
+        """Put a revision into the engine once it was looked at. Raises FarenseError, OSError."""
+        base = self._engine.base
+        if name == self.name:
+            return
+        if name == BASE:
+            await self._engine.swap(base_label(base), base.fingerprint, lambda loaded: loaded.model)
         else:
-            self._revisions.roll_back()
+            revision = await asyncio.to_thread(self._revisions.verify, name, base.fingerprint)
+            config, weights = await asyncio.to_thread(read_adapter, revision.folder)
+            build = partial(with_adapter, config=config, weights=weights)
+            try:
+                await self._engine.swap(name, revision.digest, build)
+            except FarenseError:
+                raise
+            except Exception as fault:
+                detail = str(fault) or type(fault).__name__
+                raise RevisionError("error.revision_damaged", name=name, detail=detail) from fault
+        self.name = name

@@ -8,18 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 from filelock import FileLock
 from pydantic import Field, TypeAdapter, model_validator
 
 from bot.domain import Role, Turn
+from training import files
 from training.examples import Example, ask, read_lines
 from training.job import Value
 from training.metrics import Checks
 
-FOLDER = files("training") / "suites"
+FOLDER = resources.files("training") / "suites"
 REGRESSIONS = "regressions"
 LESSONS = "lessons"
 HELD_OUT = "held_out"  # not asked: only losses are taken
@@ -122,9 +123,7 @@ def record(path: Path, case: Case) -> None:
 def write_cases(path: Path, cases: Sequence[Case]) -> None:
     """Write a suite in one go."""
     lines = (case.model_dump_json(exclude_defaults=True) + "\n" for case in cases)
-    part = path.with_suffix(".part")
-    part.write_text("".join(lines), encoding="utf-8")
-    part.replace(path)
+    files.write(path, "".join(lines).encode())
 
 
 def _load(name: str, regressions: Path | None) -> Suite:

@@ -13,7 +13,7 @@ from training.job import TrainJob, read_job
 def do(folder: Path) -> int:
     """Do the job in a folder; 0 when it went well."""
     if not sys.stdin.isatty():
-        threading.Thread(target=_end_with_parent, daemon=True).start()
+        watch_parent()
     if isinstance(read_job(folder), TrainJob):
         from training.run import train
 
@@ -23,7 +23,11 @@ def do(folder: Path) -> int:
     return evaluate(folder)
 
 
+def watch_parent() -> None:
+    """End this process with its parent: the pipe between them closes however the parent ends."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
 def _end_with_parent() -> None:
-    """Wait for the pipe that the parent holds to close, which it does however the parent ends."""
     sys.stdin.buffer.read()
     os._exit(1)
