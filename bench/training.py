@@ -30,7 +30,7 @@ from bot.prompts import Persona
 from engine.plan import detect, prepare
 from training.examples import Example, Kind, ask, write_lines
 from training.job import JOB, Progress, TrainJob, parse_event
-from training.recipe import Recipe, Step
+from training.recipe import Phase, Recipe
 from training.run import DATASET, RESULT, adapter_config
 
 GROUP = "Training beside mlx_lm.lora"
@@ -127,8 +127,8 @@ def recipe() -> Recipe:
     """SFT alone, on all layers, without looks at held-out answers."""
     epochs = -(-STEPS * BATCH // len(SUBJECTS))
     return Recipe(
-        sft=Step(epochs=epochs, learning_rate=1e-3, batch=BATCH),
-        kto=Step(epochs=0, learning_rate=1e-5),
+        sft=Phase(epochs=epochs, learning_rate=1e-3, batch=BATCH),
+        kto=Phase(epochs=0, learning_rate=1e-5),
         save_every=1000,
     )
 

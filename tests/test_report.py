@@ -25,7 +25,12 @@ RESULT = {
     "estimate": {"total": 3 * 2**30, "parts": {}},
     "peak_memory": {"mlx": 2 * 2**30, "process": 2**31},
 }
-COUNTS = {"kinds": {"fact": 80, "taught": 36, "replay": 1}, "liked": 2, "disliked": 0}
+COUNTS = {
+    "kinds": {"fact": 80, "taught": 36, "replay": 1},
+    "liked": 2,
+    "disliked": 0,
+    "excluded": {"waits": 4},
+}
 HISTORY = {
     "sft": [
         {"step": 0, "held_out": 3.0},
@@ -83,6 +88,7 @@ def test_a_volunteer_reads_what_was_decided_and_why(tmp_path, good):
     assert "1 conversa geral," in report
     assert "2 respostas com 👍" in report
     assert "👎" not in report
+    assert "- 4: acima do limite por noite: entra numa das próximas" in report
     assert "| certas: o que os adeptos ensinaram | 92% ▲ | 0% | 0% |" in report
     assert "| perda: exemplos guardados para a prova | 1.90 ▲ | 3.00 | 3.00 |" in report
     assert "| tokens por segundo | 50/s = | 50/s | 50/s |" in report

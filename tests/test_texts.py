@@ -63,6 +63,8 @@ def test_every_error_has_its_sentence():
 def test_every_command_has_its_texts():
     for command in COMMANDS:
         assert f"command.{command.name}.summary" in catalogue()
+        if command.second:
+            assert f"command.{command.name}.second" in catalogue()
         if command.argument is not Argument.NONE:
             assert f"command.{command.name}.argument" in catalogue()
 

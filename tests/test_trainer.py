@@ -22,7 +22,7 @@ from training.checkpoint import Checkpoints, Saved
 from training.examples import Example, Kind, Preference, ask, write_lines
 from training.job import JOB, Ended, Estimate, Progress, TrainJob
 from training.network import training_on
-from training.recipe import Recipe, Step
+from training.recipe import Phase, Recipe
 from training.schedule import Clock, Groups, learning_rate
 from training.trainer import Data, Stop, Trainer
 
@@ -31,8 +31,8 @@ TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
 RECIPE = Recipe(
     rank=4,
     targets=TARGETS,
-    sft=Step(epochs=3, learning_rate=0.02, warmup=2, batch=2, accumulation=2),
-    kto=Step(epochs=2, learning_rate=0.01, warmup=1, batch=2),
+    sft=Phase(epochs=3, learning_rate=0.02, warmup=2, batch=2, accumulation=2),
+    kto=Phase(epochs=2, learning_rate=0.01, warmup=1, batch=2),
     look_every=2,
     save_every=1,
     patience=9,
@@ -196,7 +196,7 @@ def test_it_stops_when_the_held_out_loss_only_rises_and_keeps_the_best(tmp_path)
 
 
 def test_the_policy_leaves_the_reference_and_what_was_disliked_saturates(tmp_path):
-    plan = Step(epochs=60, learning_rate=0.01, warmup=1, batch=4)
+    plan = Phase(epochs=60, learning_rate=0.01, warmup=1, batch=4)
     sft = RECIPE.sft.model_copy(update={"epochs": 1})
     recipe = RECIPE.model_copy(update={"kto": plan, "sft": sft, "save_every": 1000})
     data = Data(rows(4), (), votes(8))
@@ -305,7 +305,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch):
 
 
 def test_the_learning_rate_rises_and_falls():
-    plan = Step(epochs=1, learning_rate=1.0, warmup=4)
+    plan = Phase(epochs=1, learning_rate=1.0, warmup=4)
     rates = [learning_rate(step, 40, plan) for step in range(40)]
     assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert rates[4:] == sorted(rates[4:], reverse=True)
@@ -423,8 +423,8 @@ def test_without_a_model_the_job_says_so_and_leaves_nothing(tmp_path, told):
 SHORT = Recipe(
     rank=4,
     layers=2,
-    sft=Step(epochs=2, learning_rate=1e-3, warmup=0, batch=2),
-    kto=Step(epochs=1, learning_rate=1e-5, warmup=0, batch=2),
+    sft=Phase(epochs=2, learning_rate=1e-3, warmup=0, batch=2),
+    kto=Phase(epochs=1, learning_rate=1e-5, warmup=0, batch=2),
     look_every=2,
 )
 

@@ -14,15 +14,15 @@ from training import run
 from training.examples import Example, Kind, Preference, ask, write_lines
 from training.files import DRAFT
 from training.job import JOB, Ended, Progress, TrainJob, parse_event
-from training.recipe import Recipe, Step
+from training.recipe import Phase, Recipe
 
 pytestmark = pytest.mark.model
 
 RECIPE = Recipe(
     rank=4,
     layers=2,
-    sft=Step(epochs=1, learning_rate=1e-3, warmup=0, batch=2),
-    kto=Step(epochs=1, learning_rate=1e-4, warmup=0, batch=2),
+    sft=Phase(epochs=1, learning_rate=1e-3, warmup=0, batch=2),
+    kto=Phase(epochs=1, learning_rate=1e-4, warmup=0, batch=2),
     look_every=2,
     save_every=1,
 )

@@ -28,7 +28,7 @@ FLOAT = 4  # bytes
 SMALL = 1_000_000_000  # parameters, below which a model learns with all its layers in no time
 
 
-class Step(BaseModel):
+class Phase(BaseModel):
     """One stage of training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,8 +51,8 @@ class Recipe(BaseModel):
     rslora: bool = False
     layers: int = Field(-1, description="The last n blocks; -1 is all.")
     targets: tuple[str, ...] = LINEAR
-    sft: Step = Step(epochs=4, learning_rate=1e-3)
-    kto: Step = Step(epochs=1, learning_rate=1e-5)
+    sft: Phase = Phase(epochs=4, learning_rate=1e-3)
+    kto: Phase = Phase(epochs=1, learning_rate=1e-5)
     beta: float = Field(0.1, gt=0, description="KTO: how far the policy may leave the reference.")
     gold: float = Field(0.1, ge=0, description="KTO: weight of the SFT loss on gold answers.")
     weight_decay: float = Field(0.0, ge=0)
@@ -72,8 +72,8 @@ def recommended(size: int) -> Recipe:
     return Recipe(
         rank=8,
         layers=16,
-        sft=Step(epochs=2, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
-        kto=Step(epochs=1, learning_rate=1e-5, batch=2),
+        sft=Phase(epochs=2, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
+        kto=Phase(epochs=1, learning_rate=1e-5, batch=2),
         checkpoint_gradients=True,
     )
 

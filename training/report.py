@@ -98,6 +98,12 @@ def _learnt(counts: Mapping[str, Any], language: str) -> Iterator[str]:
     ]
     if lines:
         yield "\n".join([f"## {text('report.learnt', language)}", "", *lines])
+    left_out = [
+        f"- {n}: {text(f'dataset.reason.{reason}', language)}"
+        for reason, n in counts.get("excluded", {}).items()
+    ]
+    if left_out:
+        yield "\n".join([f"## {text('report.left_out', language)}", "", *left_out])
 
 
 def _table(verdict: Verdict, language: str) -> str:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from training.batches import Row, order
-from training.recipe import Step
+from training.recipe import Phase
 
 HELD = 10  # times a usual step: longer ones were held, and that time is not ours
 
@@ -38,7 +38,7 @@ class Clock:
 class Groups:
     """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time."""
 
-    def __init__(self, rows: Sequence[Row], plan: Step, seed: int) -> None:
+    def __init__(self, rows: Sequence[Row], plan: Phase, seed: int) -> None:
         self._rows = rows
         self._plan = plan
         self._seed = seed
@@ -60,7 +60,7 @@ class Groups:
         return [[self._rows[index] for index in some] for some in self.indices(step)]
 
 
-def learning_rate(step: int, steps: int, plan: Step) -> float:
+def learning_rate(step: int, steps: int, plan: Phase) -> float:
     """Linear warm-up, then a cosine down to a tenth."""
     if step < plan.warmup:
         return plan.learning_rate * (step + 1) / (plan.warmup + 1)
