@@ -136,7 +136,7 @@ def evaluate(
     model: Model = None,
     home: Home = None,
 ) -> None:
-    """Let a revision and the base take the gate's exam, and print how they did."""
+    """Put a revision and the base to the gate's test, and print how they did."""
     with _session(home, model, log="error") as settings:
         from farense_bot.learning import evaluate_now
 

@@ -13,13 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from bot.domain import Destination, EngineStatus, Post
+from bot.errors import ConfigError
 from bot.store import Store
 from config.settings import Settings
 from config.texts import text
 from engine import models, weights
 from engine.plan import detect
 from farense_bot.app import ensure_model, state_folder
-from training import evaluation, report
+from training import evaluation, files, report, suites
 from training.job import JOB, EvaluateJob, Event
 from training.job import Progress as Step
 from training.nights import TERMINAL, NightShift
@@ -132,7 +133,9 @@ def train_now(settings: Settings, console: Console) -> int:
 def evaluate_now(
     settings: Settings, revision: str | None, suite: str | None, console: Console, out: Console
 ) -> int:
-    """Let a revision and the base take the exam; prints the figures. 0 when it could."""
+    """Put a revision and the base to the test; prints the figures. 0 when it could."""
+    if suite is not None and suite not in suites.LENGTHS:
+        raise ConfigError("error.suite", name=suite, known=", ".join(suites.LENGTHS))
     base, found = _Base(settings, console), Revisions(settings.revisions)
     name = revision or found.current
     chosen = None if name == BASE else found.verify(name, base.fingerprint).folder
@@ -148,7 +151,7 @@ def evaluate_now(
             regressions=settings.home / "regressions.jsonl",
             context=settings.engine.context,
         )
-        (folder / JOB).write_text(job.model_dump_json(), "utf-8")
+        files.write(folder / JOB, job.model_dump_json().encode())
         with _bar(console) as progress:
             ended = asyncio.run(run_job(folder, _Bar(progress, language), lambda: False))
         if not ended.ok:
@@ -156,20 +159,20 @@ def evaluate_now(
                 text(f"night.reason.{ended.reason or 'fault'}", language, detail=ended.detail)
             )
             return 1
-        out.print(_marks(evaluation.read(folder), suite))
+        out.print(_marks(evaluation.read(folder), suite, language))
     return 0
 
 
-def _marks(found: evaluation.Evaluation, only: str | None) -> Table:
+def _marks(found: evaluation.Evaluation, only: str | None, language: str) -> Table:
     """How many cases of each suite each revision passed."""
     table = Table("", *found.revisions)
-    suites = next(iter(found.revisions.values())).suites
-    for name in [name for name in suites if only in {None, name}]:
+    asked = next(iter(found.revisions.values())).suites
+    for name in [name for name in asked if only in {None, name}]:
         row = []
         for revision in found.revisions.values():
             replies = revision.suites[name].replies
             row.append(f"{sum(reply.passed for reply in replies)}/{len(replies)}")
-        table.add_row(name, *row)
+        table.add_row(text(f"gate.suite.{name}", language), *row)
     return table
 
 
@@ -177,8 +180,9 @@ def list_revisions(settings: Settings, console: Console) -> None:
     """A table of the revisions."""
     found, language = Revisions(settings.revisions), settings.conversation.language
     table = Table()
-    for column in ("id", "data", "base", "perda", ""):
-        table.add_column(column)
+    for column in ("name", "made", "base", "loss"):
+        table.add_column(text(f"revisions.column.{column}", language))
+    table.add_column("")
     for revision in found.all():
         stages = revision.metadata["training"]["stages"]
         held_out = stages.get("sft", {}).get("held_out", {})

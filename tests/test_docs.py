@@ -38,7 +38,13 @@ def test_the_readme_names_every_command_and_setting_as_it_is(page):
         assert name.lower() in Settings.model_fields
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "ask", "doctor", "model install"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("run", "chat", "ask", "doctor", "model install", "train", "evaluate"),
+        *(f"revisions {name}" for name in ("list", "show", "use", "rollback", "verify")),
+    ],
+)
 def test_every_command_has_help(command):
     result = subprocess.run(
         [sys.executable, "-m", "farense_bot", *command.split(), "--help"],

@@ -258,6 +258,8 @@ class NightShift:
         return Refusal(refusal.key, **values)
 
     async def _report_to(self, night: Night) -> Destination | None:
+        if night.started_by == TERMINAL:
+            return None  # whoever started it sees how it ends
         if night.report_to is not None:
             return Destination(_CHAT.validate_json(night.report_to))
         return await self._admin_chat()
