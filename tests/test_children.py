@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from training.job import Progress
-from training.process import LOG, PID, end_stale, run_job
+from training.process import PID, end_stale, last_words, run_job
 
 ROOT = Path(__file__).parents[1]
 CHILD = """
@@ -74,9 +74,17 @@ async def test_a_child_that_fails_gives_a_reason(tmp_path, body, reason):
     assert ended.reason == reason
 
 
+async def test_a_child_that_watches_its_parent_ends_well(tmp_path):
+    body = f"sys.path.insert(0, {str(ROOT)!r})\n"
+    body += "from training.work import watch_parent\nwatch_parent()\ntime.sleep(0.1)\n"
+    ended, _ = await run(tmp_path, body + 'say(event="ended", ok=True)')
+    assert (ended.ok, ended.detail) == (True, "")
+
+
 async def test_what_it_complains_about_is_kept(tmp_path):
     await run(tmp_path, "print('ai', file=sys.stderr)")
-    assert "ai" in (tmp_path / "job" / LOG).read_text()
+    assert last_words(tmp_path / "job") == "ai\n"
+    assert last_words(tmp_path) == ""
 
 
 async def test_a_child_stands_still_while_fans_chat(tmp_path):

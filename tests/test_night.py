@@ -308,7 +308,7 @@ async def test_cancelling_ends_the_night_and_changes_nothing(world):
     await world.teach()
     world.children.gate.clear()
     await world.shift.start(ADMIN, HERE, "pt")
-    while not world.announcer.said:
+    while world.shift._last is None:  # nothing of the child was heard yet
         await asyncio.sleep(0)
     assert await world.shift.cancel()
     found = await world.ended()
@@ -345,6 +345,13 @@ async def test_a_night_that_was_cut_off_goes_on_after_the_next_start(tmp_path, m
 
 def _cut_off(*_):
     raise asyncio.CancelledError
+
+
+async def test_what_a_cancelled_night_wrote_afterwards_is_swept_up_by_the_next(world):
+    (world.settings.revisions / ".night-7" / "train").mkdir(parents=True)
+    await world.teach()
+    await world.night()
+    assert not list(world.settings.revisions.glob(".night*"))
 
 
 async def test_a_night_that_dies_again_and_again_is_given_up(tmp_path, monkeypatch):

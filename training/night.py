@@ -28,7 +28,7 @@ from training import curve, dataset, evaluation, files, gate, report, suites
 from training.facts import load_facts, load_replay
 from training.guide import integration_guide
 from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
-from training.process import end_stale, run_job
+from training.process import end_stale, last_words, run_job
 from training.recipe import Recipe
 from training.revisions import BASE, Revision, Revisions
 from training.rows import FanRow, LessonRow, Limits, VoteRow
@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 MOST_CRASHES = 3  # starts, after which a night is given up: it may be what the bot dies of
 DOMINATED = 0.5  # share of what fans gave that may hang on one of them
 DOMINATED_FROM = 4  # items, below which a share says nothing
+FOLDER = ".night-"  # and the night's id: where it works
 CANDIDATE, CHAMPION, ANCHOR = "candidate", "champion", "anchor"
 
 
@@ -98,7 +99,7 @@ class NightRun:
         self._on_flood = on_flood
         self._now = now
         self._force = force
-        self.folder = revisions.folder / f".night-{night.id}"
+        self.folder = revisions.folder / f"{FOLDER}{night.id}"
         self.name = f"{night.started_at:%Y%m%d-%H%M%S}-{night.id}"
 
     async def run(self) -> Ending:
@@ -293,6 +294,10 @@ class NightRun:
         await asyncio.to_thread(files.write, folder / JOB, job.model_dump_json().encode())
         ended = await run_job(folder, self._on_event, self._fans_chat)
         if not ended.ok:
+            said = await asyncio.to_thread(last_words, folder)
+            log.error(
+                "job failed", job=job.task, reason=ended.reason, detail=ended.detail, said=said
+            )
             raise Stopped(ended)
 
     def _fans_chat(self) -> bool:
@@ -369,6 +374,13 @@ class NightRun:
     @property
     def _language(self) -> str:
         return self._settings.conversation.language
+
+
+def sweep(revisions: Path, night_id: int) -> None:
+    """Remove what other nights left: one that was cancelled may still have written something."""
+    for left in revisions.glob(f"{FOLDER}*"):
+        if left.name != f"{FOLDER}{night_id}":
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _lesson_row(lesson: Lesson, settings: Settings) -> LessonRow:

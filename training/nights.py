@@ -27,7 +27,7 @@ from config.settings import Settings
 from config.texts import text
 from training import satisfaction
 from training.job import Event, Progress
-from training.night import Ending, NightRun
+from training.night import Ending, NightRun, sweep
 from training.recipe import Recipe
 from training.revisions import BASE, RevisionError, Revisions
 from training.serving import LearningEngine, Serving, base_label
@@ -172,6 +172,7 @@ class NightShift:
         self._running.add_done_callback(_note_fault)
 
     async def _run(self, night: Night) -> Ending:
+        await asyncio.to_thread(sweep, self._revisions.folder, night.id)
         to = await self._report_to(night)
         telling = Telling(self._announcer, to, self._language)
         run = NightRun(

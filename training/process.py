@@ -21,6 +21,7 @@ LOOK = 0.02  # seconds between two looks at whether fans chat
 QUIET = 0.5  # seconds of silence after which the child goes on
 LAST_WORDS = 10.0  # seconds that a child gets to end when it is asked to
 LONGEST_LINE = 2**20
+LONGEST_WORDS = 4000  # characters of a log that are worth keeping
 PID, LOG = "pid.txt", "log.txt"
 WORK = (sys.executable, "-m", "farense_bot", "work")
 
@@ -69,6 +70,14 @@ async def run_job(
     if ended.reason == "fault" and not ended.detail and code == -signal.SIGKILL:
         return Ended(ok=False, reason="memory", detail="killed by the system")
     return ended
+
+
+def last_words(folder: Path) -> str:
+    """The end of what the child wrote to its log, for ours: its folder does not stay."""
+    try:
+        return (folder / LOG).read_text("utf-8", "replace")[-LONGEST_WORDS:]
+    except OSError:
+        return ""
 
 
 async def _hold(child: asyncio.subprocess.Process, hold: Callable[[], bool]) -> None:

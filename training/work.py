@@ -9,6 +9,8 @@ from pathlib import Path
 
 from training.job import TrainJob, read_job
 
+STDIN = 0
+
 
 def do(folder: Path) -> int:
     """Do the job in a folder; 0 when it went well."""
@@ -29,5 +31,7 @@ def watch_parent() -> None:
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not through sys.stdin: its lock, held by a thread that waits, aborts the interpreter's end.
+    while os.read(STDIN, 4096):
+        pass
     os._exit(1)
