@@ -58,14 +58,18 @@ class LayerCaches:
         """The pack has its own mask, and a part sees everything before it."""
 
 
+def on_cpu() -> bool:
+    """Whether this is where MLX's exponential is slow, and nobody computes ahead."""
+    return bool(mx.default_device() == mx.Device(mx.cpu))
+
+
 def install(model: Any) -> None:
     """Put our attention into the modules of a model, and on a CPU the faster activation too."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    attend = make_attend(base.scaled_dot_product_attention, cpu=on_cpu)
+    attend = make_attend(base.scaled_dot_product_attention, cpu=on_cpu())
     for module in {sys.modules[type(part).__module__] for _, part in model.named_modules()}:
         if getattr(module, ATTENTION, None) is base.scaled_dot_product_attention:
             setattr(module, ATTENTION, attend)
-        if on_cpu and getattr(module, ACTIVATION, None) is activations.swiglu:
+        if on_cpu() and getattr(module, ACTIVATION, None) is activations.swiglu:
             setattr(module, ACTIVATION, swiglu)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, can_trim_prompt_cache, make_prompt_cache, trim_prompt_cache
 
-from engine.attention import LayerCaches, install
+from engine.attention import LayerCaches, install, on_cpu
 from engine.pack import Pack
 
 PROBE_TOLERANCE = 0.05  # of the largest logit: half precision rounds, a wrong cache is far off
@@ -84,7 +84,7 @@ class Network:
         """`apart` tells whether the halves are the model, where that is known already."""
         self._model = model
         self._halves = halves(model) if apart is None else (_seam(model) if apart else None)
-        self.tiled = mx.default_device() == mx.Device(mx.cpu)
+        self.tiled = on_cpu()
         self.depth = len(model.layers)
 
     @property

@@ -15,6 +15,7 @@ import mlx.core as mx
 
 from bot.domain import Finish, Request
 from bot.errors import GenerationFailed
+from engine.attention import on_cpu
 from engine.cache import Entry, PrefixCache
 from engine.desk import Ended, Failed, Piece, Report
 from engine.pack import Pack
@@ -92,7 +93,7 @@ class View:
         self._inputs = _nobody()  # (rows,): what each row reads next, perhaps not computed yet
         # A GPU computes the next step while the last one's tokens are passed on. On a CPU there is
         # nobody to compute meanwhile: being ahead would only make each token late by a step.
-        self.ahead = mx.default_device() != mx.Device(mx.cpu)
+        self.ahead = not on_cpu()
         self.last_read = 0  # prompt tokens read in the last step
 
     @property

@@ -17,7 +17,7 @@ import mlx.core as mx
 from mlx_lm.models import activations
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from engine.attention import ACTIVATION, ATTENTION, LOG2_E
+from engine.attention import ACTIVATION, ATTENTION, LOG2_E, on_cpu
 from engine.attention import swiglu as serving_swiglu
 from engine.rows import FAULTS, PROBE_TOLERANCE, halves
 
@@ -107,11 +107,6 @@ def _replace(module: Any, name: str, new: Any, stack: ExitStack) -> None:
     setattr(module, name, new)
 
 
-def on_cpu() -> bool:
-    """Whether this is where MLX's exponential is slow."""
-    return bool(mx.default_device() == mx.Device(mx.cpu))
-
-
 def _make_attend(before: Callable[..., Any]) -> Callable[..., Any]:
     def attend(  # noqa: PLR0917 (mlx-lm's signature)
         queries: Any, keys: Any, values: Any, cache: Any, scale: float, mask: Any, sinks: Any = None
@@ -174,10 +169,6 @@ def _softmax_vjp(_: Any, cotangent: Any, weights: Any) -> Any:
     return weighted - weights * weighted.sum(axis=-1, keepdims=True)
 
 
-def _swiglu(gate: Any, x: Any) -> Any:
-    return gate * x / (1 + _exp(-gate))
-
-
 def _swiglu_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
     gate, x = primals
     sigmoid = 1 / (1 + _exp(-gate))
@@ -201,7 +192,7 @@ def _log_softmax_at_vjp(primals: Any, cotangent: Any, _: Any) -> Any:
 
 softmax: Any = mx.custom_function(_softmax)  # over the last axis
 softmax.vjp(_softmax_vjp)
-swiglu: Any = mx.custom_function(_swiglu)  # mlx-lm's activation, silu(gate) * x
+swiglu: Any = mx.custom_function(serving_swiglu)
 swiglu.vjp(_swiglu_vjp)
 # The log-probability of one target a row, in float32.
 log_softmax_at: Any = mx.custom_function(_log_softmax_at)
