@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -136,16 +137,16 @@ async def test_cancelling_ends_the_child_also_when_it_is_held(tmp_path, held):
     assert gone(pid)
 
 
-async def test_a_child_that_an_earlier_bot_left_is_ended_first(tmp_path):
+def test_a_child_that_an_earlier_bot_left_is_ended_first(tmp_path):
     folder = tmp_path / "job"
     folder.mkdir()
-    left = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=-1)
-    os.kill(left.pid, signal.SIGSTOP)
-    born = psutil.Process(left.pid).create_time()
-    (folder / PID).write_text(f"{left.pid} {born!r}")
-    await asyncio.to_thread(end_stale, folder)
-    await left.wait()
-    assert left.returncode == -signal.SIGKILL
+    # Not of asyncio, whose watcher would race for its status.
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as left:
+        left.send_signal(signal.SIGSTOP)
+        born = psutil.Process(left.pid).create_time()
+        (folder / PID).write_text(f"{left.pid} {born!r}")
+        end_stale(folder)
+        assert gone(left.pid)
 
 
 def test_another_program_with_the_same_number_is_left_alone(tmp_path):
