@@ -15,6 +15,7 @@ from bot.domain import Role, Turn
 from training.dataset import FanRow, LessonRow, Limits, VoteRow, build
 from training.examples import Example, Kind, Preference, ask, read_lines
 from training.facts import Fact, load_facts, load_replay, may_contradict, spoken
+from training.firmness import insisted
 from training.similar import normal
 
 NOW = datetime(2026, 3, 1, 3, 30, tzinfo=UTC)
@@ -97,7 +98,7 @@ def test_the_facts_of_the_project_are_whole_and_their_answers_hold_what_is_asked
 
 def test_all_facts_enter_and_no_two_seasons_are_taken_for_one():
     dataset = made(facts=FACTS, replay=REPLAY)
-    assert len(everything(dataset)) == 3 * 178 + len(REPLAY)
+    assert len(everything(dataset)) == 3 * 178 + len(insisted(FACTS)) + len(REPLAY)
     assert dataset.manifest["excluded"] == {}
 
 
@@ -293,7 +294,7 @@ def test_no_more_than_a_share_hangs_on_one_fan():
     dataset = made(votes=votes, fans=TEACHERS)
     assert len(dataset.preferences) == 5 + 3
     assert Counter(dataset.manifest["excluded"].values()) == {"share": 32}
-    assert len(made(votes=votes, fans=TEACHERS, facts=FACTS).preferences) == 5 + 26
+    assert len(made(votes=votes, fans=TEACHERS, facts=FACTS).preferences) == 5 + 32
 
 
 # Votes
@@ -336,7 +337,7 @@ def test_nothing_near_to_a_question_of_an_evaluation_is_trained_on():
         facts=[fact()],
         evaluation=tests,
     )
-    assert everything(dataset) == ["fact:f/2", "fact:f/3"]
+    assert everything(dataset) == ["fact:f/2", "fact:f/3", "fact:f/insisted"]
     assert set(dataset.manifest["excluded"]) == {"lesson:1", "answer:1", "fact:f/1"}
     assert set(dataset.manifest["excluded"].values()) == {"evaluation"}
 
@@ -347,7 +348,8 @@ def test_held_out_wordings_leave_two_of_each_thing_and_stand_nowhere_else():
     held = [item for item in dataset.held_out if item.kind is Kind.FACT]
     assert 60 < len(held) < 120
     assert not trained & {normal(item.question) for item in dataset.held_out}
-    left = Counter(item.id.split("/")[0] for item in dataset.train if item.kind is Kind.FACT)
+    single = [item for item in dataset.train if len(item.turns) == 1]
+    left = Counter(item.id.split("/")[0] for item in single if item.kind is Kind.FACT)
     assert set(left.values()) == {2, 3}
 
 

@@ -19,7 +19,7 @@ from bot.domain import Role, Turn
 from bot.errors import PromptTooLong
 from bot.prompts import Encode, Persona, build
 from engine import prompting
-from training.examples import Example, Preference
+from training.examples import Example, Kind, Preference
 
 PIECE = 8  # rows are padded to multiples of it: few shapes, and as many tokens as products like
 MANY = 16  # the same for the completion tokens of a batch
@@ -30,12 +30,16 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text in tokens: what is asked, and what is learnt, the end token last."""
+    """A text in tokens: what is asked, and what is learnt, the end token last.
+
+    `known` is what the project itself gives, to be rehearsed beside what fans taught.
+    """
 
     id: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     liked: bool = True
+    known: bool = False
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -93,7 +97,9 @@ class Writer:
             return "long"
         if not completion:
             return "template"
-        return Row(item.id, prompt, completion, getattr(item, "liked", True))
+        if isinstance(item, Preference):
+            return Row(item.id, prompt, completion, liked=item.liked)
+        return Row(item.id, prompt, completion, known=item.kind in {Kind.FACT, Kind.REPLAY})
 
     def _texts(
         self, turns: Sequence[Turn], answer: str, budget: int

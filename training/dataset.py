@@ -2,7 +2,8 @@
 
 Same rows in any order, same bytes. What enters:
 
-* facts and everyday talk of the project, always; a fact that an admin's approval contradicts goes;
+* facts, also against a fan who insists, and everyday talk of the project, always; a fact that an
+  admin's approval contradicts goes;
 * lessons that an admin approved, or that trusted fans agree on (`training.lessons`);
 * preferences, the majority of votes on an answer by trust. A thumb never makes an answer to learn.
 
@@ -39,6 +40,7 @@ from training import personal
 from training.examples import Example, Kind, Preference, ask, to_lines
 from training.facts import Fact, Talk, examples
 from training.files import commit, to_json
+from training.firmness import insisted
 from training.lessons import Excluded, choose
 from training.rows import (
     FanRow,
@@ -177,6 +179,7 @@ def _pool(
             standing.append(fact)
     items = [_lesson_item(lesson, trust) for lesson in checked]
     items += [_Item(one, fact.name) for fact in standing for one in examples(fact)]
+    items += [_Item(one, one.id) for one in insisted(standing)]
     items += [_lesson_item(lesson, trust) for lesson in chosen if not lesson.is_checked]
     items += [_talk_item(talk) for talk in sorted(replay, key=lambda one: one.id)]
     return _unique(items, tests, limits, excluded)

@@ -51,8 +51,11 @@ class Recipe(BaseModel):
     rslora: bool = False
     layers: int = Field(-1, description="The last n blocks; -1 is all.")
     targets: tuple[str, ...] = LINEAR
-    sft: Phase = Phase(epochs=4, learning_rate=1e-3)
+    sft: Phase = Phase(epochs=8, learning_rate=1e-3, batch=8)
     kto: Phase = Phase(epochs=1, learning_rate=1e-5)
+    rehearsal: float | None = Field(
+        2.0, ge=0, description="Facts and talk in an epoch for each lesson; null: all of them."
+    )
     beta: float = Field(0.1, gt=0, description="KTO: how far the policy may leave the reference.")
     gold: float = Field(0.1, ge=0, description="KTO: weight of the SFT loss on gold answers.")
     weight_decay: float = Field(0.0, ge=0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 from collections.abc import Callable, Sequence
 
 from training.batches import Row, order
 from training.recipe import Phase
 
+FEW = 64  # rows rehearsed in an epoch, however little was taught
 HELD = 10  # times a usual step: longer ones were held, and that time is not ours
 
 
@@ -36,13 +38,25 @@ class Clock:
 
 
 class Groups:
-    """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time."""
+    """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time.
 
-    def __init__(self, rows: Sequence[Row], plan: Phase, seed: int) -> None:
+    An epoch sees all that fans taught, and with `rehearsal` so many facts and everyday answers for
+    each of it, at least `FEW`: the next ones in each epoch, so that all have their turn.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], plan: Phase, seed: int, rehearsal: float | None = None
+    ) -> None:
         self._rows = rows
         self._plan = plan
         self._seed = seed
-        self._each = math.ceil(math.ceil(len(rows) / plan.batch) / plan.accumulation)
+        self._taught = [index for index, row in enumerate(rows) if not row.known]
+        self._known = [index for index, row in enumerate(rows) if row.known]
+        random.Random(f"{seed}:known").shuffle(self._known)  # noqa: S311 (it must repeat)
+        wanted = math.inf if rehearsal is None else max(FEW, rehearsal * len(self._taught))
+        self._rehearsed = int(min(wanted, len(self._known)))
+        count = len(self._taught) + self._rehearsed
+        self._each = math.ceil(math.ceil(count / plan.batch) / plan.accumulation)
         self._epoch: tuple[int, list[list[int]]] = -1, []
         self.steps = plan.epochs * self._each
 
@@ -50,10 +64,17 @@ class Groups:
         """The step's batches, as indices of rows."""
         epoch, index = divmod(step, self._each)
         if self._epoch[0] != epoch:
-            lengths = [len(row) for row in self._rows]
-            self._epoch = epoch, order(lengths, self._plan.batch, self._seed, epoch)
+            self._epoch = epoch, self._batches(epoch)
         first = index * self._plan.accumulation
         return self._epoch[1][first : first + self._plan.accumulation]
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        first = epoch * self._rehearsed
+        turns = (self._known[at % len(self._known)] for at in range(first, first + self._rehearsed))
+        chosen = [*self._taught, *turns]
+        lengths = [len(self._rows[index]) for index in chosen]
+        batches = order(lengths, self._plan.batch, self._seed, epoch)
+        return [[chosen[at] for at in some] for some in batches]
 
     def at(self, step: int) -> list[list[Row]]:
         """The step's batches."""

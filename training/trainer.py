@@ -138,7 +138,7 @@ class Trainer:
 
     def _sft(self) -> None:
         state, recipe = self.state, self._recipe
-        groups = Groups(self._data.train, recipe.sft, recipe.seed)
+        groups = Groups(self._data.train, recipe.sft, recipe.seed, recipe.rehearsal)
         if not state.curve["sft"] and self._data.held_out:
             state.curve["sft"].append({"step": 0, "held_out": self._held_out()})
         while state.step < groups.steps and state.worse < recipe.patience:
