@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
-from bench import cost, latency, memory, peer, speed, training
+from bench import beside, cost, latency, memory, peer, speed, swap, training
 from bench.machine import facts
 from bench.report import Figure, Report, from_json, page, table, to_json
 from bench.streams import SCRATCH, Options
@@ -36,6 +36,8 @@ GROUPS: dict[str, Measure] = {
     "peer": peer.decode,
     "memory": memory.engine_memory,
     "training": training.training,
+    "swap": swap.swap,
+    "beside": beside.beside,
 }
 PATIENCE = 900.0  # seconds that a group may take
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import aclosing
@@ -18,6 +19,7 @@ from bot.domain import (
     AnswerState,
     Delta,
     Done,
+    EngineStatus,
     Finish,
     Platform,
     QuestionId,
@@ -158,12 +160,12 @@ class Answering:
             pinned=self._pinned,
             sampling=sampling,
         )
-        waiting = _Waiting(stream, work.message.fan.language)
+        waiting = _Waiting(stream, self._engine, work.message.fan.language)
         async with aclosing(self._engine.generate(request)) as events:
             async for event in events:
                 match event:
-                    case Queued(position):
-                        waiting.at(position)
+                    case Queued() as place:
+                        waiting.at(place)
                     case Delta(piece):
                         waiting.over()
                         draft.text += piece
@@ -237,20 +239,31 @@ def _figures(draft: Draft) -> dict[str, object]:
     }
 
 
-class _Waiting:
-    """Shows the place in the queue to a fan who waits for longer than a moment."""
+def pause_line(status: EngineStatus, language: str) -> str:
+    """What a fan reads who has to wait until a paused engine is back."""
+    if status.back_in is None:
+        return text("queue.paused", language)
+    return text("queue.paused_for", language, minutes=math.ceil(status.back_in / 60))
 
-    def __init__(self, stream: Stream, language: str) -> None:
+
+class _Waiting:
+    """Shows the place in the queue to a fan who waits for longer than a moment.
+
+    Where the engine is paused it says so at once.
+    """
+
+    def __init__(self, stream: Stream, engine: Engine, language: str) -> None:
         self._stream = stream
+        self._engine = engine
         self._language = language
-        self._position = 0
+        self._place = Queued(0)
         self._timer: asyncio.TimerHandle | None = None
         self._shown = False
 
-    def at(self, position: int) -> None:
+    def at(self, place: Queued) -> None:
         """Note the place; show it at once when a notice is already in the chat."""
-        self._position = position
-        if self._shown:
+        self._place = place
+        if self._shown or place.held:
             self._show()
         elif self._timer is None:
             loop = asyncio.get_running_loop()
@@ -265,4 +278,7 @@ class _Waiting:
 
     def _show(self) -> None:
         self._shown = True
-        self._stream.preview(text("queue.position", self._language, n=self._position))
+        if self._place.held:
+            self._stream.preview(pause_line(self._engine.status, self._language))
+        else:
+            self._stream.preview(text("queue.position", self._language, n=self._place.position))

@@ -326,9 +326,10 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits; `position` 1 is next."""
+    """The request waits; `position` 1 is next, but `held` ones wait until the engine is back."""
 
     position: int
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -363,3 +364,5 @@ class EngineStatus:
     tokens_per_second: float
     cache_bytes: int
     detail: str = ""
+    paused: bool = False  # who comes now is answered once it is back
+    back_in: float | None = None  # seconds, where that is known

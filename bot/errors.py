@@ -9,6 +9,7 @@ FarenseError                     carries a text key and its values: the sentence
 │   ├── EngineBusy               the queue is full; `retry_after` says when to come back
 │   ├── PromptTooLong            a single message over the budget
 │   ├── GenerationFailed         this one request failed, the engine goes on
+│   ├── EnginePaused             what serves cannot be changed while its memory is lent out
 │   └── EngineDead               the engine thread is gone or wedged; only a restart helps
 └── DeliveryError
     ├── RetryAfter               the platform asks us to wait `seconds`
@@ -96,6 +97,12 @@ class GenerationFailed(EngineError):
     """This request failed; others go on."""
 
     key = "error.generation"
+
+
+class EnginePaused(EngineError):
+    """The engine has given its memory back for a while."""
+
+    key = "error.engine_paused"
 
 
 class EngineDead(EngineError):

@@ -97,7 +97,10 @@ class RatedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is known of a fan's trustworthiness: how often admins and the majority agreed."""
+    """What is known of a fan's trustworthiness: how often admins and the majority agreed.
+
+    `released` is when an admin last looked at a flood of this fan's and let it pass.
+    """
 
     fan_key: str
     first_seen: datetime
@@ -105,6 +108,20 @@ class Standing:
     rejected: int
     agreed: int
     disagreed: int
+    released: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """What is quarantined of one fan: how many lessons, and the first of them to look at."""
+
+    count: int
+    first: tuple[Lesson, ...]
+
+    @property
+    def id(self) -> int:
+        """The lesson that it goes by in buttons: a fan's key may be long."""
+        return self.first[0].id
 
 
 @dataclass(frozen=True, slots=True)

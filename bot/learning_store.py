@@ -1,27 +1,25 @@
-"""What was taught, who allowed it, and the nights, in the database."""
+"""What was taught and who allowed it, in the database."""
 
 from __future__ import annotations
 
-import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from bot.database import fetch_one, insert, run, to_ms, to_time
-from bot.dialogue import Dialogue, put_chat, put_fan
+from bot.database import fetch_one, run, to_ms, to_time
+from bot.dialogue import put_chat, put_fan
 from bot.domain import AnswerId, Chat, ChatKind, Fan, Platform, QuestionId, Role, Source, Turn
-from bot.errors import Refusal
 from bot.learning import (
     CONSENT_VERSION,
     Consent,
+    Flood,
     Lesson,
     LessonKind,
     LessonState,
-    Night,
-    NightState,
     RatedAnswer,
     Standing,
 )
+from bot.night_store import NightStore
 from bot.rules import Grant
 from bot.text import with_quote
 
@@ -51,9 +49,17 @@ SELECT key, first_seen,
   (SELECT count(*) FROM votes JOIN sides USING (answer_id)
    WHERE fan_key = key AND value * (total - value) > 0) AS agreed,
   (SELECT count(*) FROM votes JOIN sides USING (answer_id)
-   WHERE fan_key = key AND value * (total - value) < 0) AS disagreed
+   WHERE fan_key = key AND value * (total - value) < 0) AS disagreed,
+  released
 FROM fans
 """
+_FLOOD = f"""
+SELECT *, count(*) OVER () AS flooded FROM lessons
+WHERE state = 'quarantined' AND fan_key = (
+  SELECT fan_key FROM lessons
+  WHERE state = 'quarantined' AND {_CONSENTING.format("lessons")} ORDER BY id LIMIT 1)
+ORDER BY id LIMIT ?
+"""  # noqa: S608 # made of our own text only
 _SATISFACTION = """
 SELECT count(*) FILTER (WHERE value > 0) AS up, count(*) FILTER (WHERE value < 0) AS down
 FROM votes JOIN answers ON answers.id = answer_id WHERE revision = ?
@@ -72,19 +78,8 @@ def _to_lesson(row: sqlite3.Row) -> Lesson:
     )
 
 
-def _to_night(row: sqlite3.Row) -> Night:
-    same = ("id", "day", "started_by", "report_to", "stage", "reason", "revision")
-    return Night(
-        **{name: row[name] for name in same},
-        state=NightState(row["state"]),
-        details=json.loads(row["details"]),
-        started_at=to_time(row["started_at"]),
-        ended_at=to_time(row["ended_at"]) if row["ended_at"] else None,
-    )
-
-
-class LearningStore(Dialogue):
-    """The part of the store that holds lessons, consents and nights."""
+class LearningStore(NightStore):
+    """The part of the store that holds lessons and consents."""
 
     # Consent
 
@@ -230,12 +225,49 @@ class LearningStore(Dialogue):
         return [_to_lesson(row) for row in await self._read(_LESSONS)]
 
     async def quarantine(self, lesson_ids: Sequence[int]) -> int:
-        """Set a flood apart; returns how many lessons."""
+        """Set a flood apart, whatever was approved of it; returns how many lessons."""
         marks = ", ".join("?" * len(lesson_ids))
         return await self._change(
-            f"UPDATE lessons SET state = 'quarantined' WHERE state = 'pending' AND id IN ({marks})",  # noqa: S608 # question marks
+            "UPDATE lessons SET state = 'quarantined'"  # noqa: S608 # question marks
+            f" WHERE state IN ('pending', 'approved') AND id IN ({marks})",
             *lesson_ids,
         )
+
+    async def next_flood(self, shown: int) -> Flood | None:
+        """What is quarantined of one fan, with so many lessons of it; None when nothing is."""
+        rows = await self._read(_FLOOD, shown)
+        return Flood(rows[0]["flooded"], tuple(map(_to_lesson, rows))) if rows else None
+
+    async def release(self, lesson_id: int, now: datetime) -> int:
+        """Let all that is quarantined of a lesson's fan be what it was before; how much it is.
+
+        What came from this fan until now makes no flood any more.
+        """
+
+        def work(db: sqlite3.Connection) -> int:
+            fan = _flooding(db, lesson_id)
+            run(db, "UPDATE fans SET released = ? WHERE key = ?", to_ms(now), fan)
+            return run(
+                db,
+                "UPDATE lessons SET state = iif(decided_by IS NULL, 'pending', 'approved')"
+                " WHERE state = 'quarantined' AND fan_key = ?",
+                fan,
+            ).rowcount
+
+        return await self._write(work)
+
+    async def reject_flood(self, lesson_id: int, by: str, now: datetime) -> int:
+        """Reject all that is quarantined of a lesson's fan; how much it is."""
+
+        def work(db: sqlite3.Connection) -> int:
+            return run(
+                db,
+                "UPDATE lessons SET state = 'rejected', decided_by = ?, decided_at = ?"
+                " WHERE state = 'quarantined' AND fan_key = ?",
+                *(by, to_ms(now), _flooding(db, lesson_id)),
+            ).rowcount
+
+        return await self._write(work)
 
     async def learnt(self, lesson_ids: Sequence[int], revision: str) -> list[Lesson]:
         """Note which revision learnt lessons first; those that no earlier one had learnt."""
@@ -274,7 +306,12 @@ class LearningStore(Dialogue):
     async def standings(self) -> list[Standing]:
         """What is known of every fan's trustworthiness."""
         return [
-            Standing(row["key"], to_time(row["first_seen"]), *tuple(row)[2:])
+            Standing(
+                fan_key=row["key"],
+                first_seen=to_time(row["first_seen"]),
+                released=to_time(row["released"]) if row["released"] else None,
+                **{name: row[name] for name in ("approved", "rejected", "agreed", "disagreed")},
+            )
             for row in await self._read(_STANDINGS)
         ]
 
@@ -283,74 +320,13 @@ class LearningStore(Dialogue):
         rows = await self._read(_SATISFACTION, revision)
         return rows[0]["up"], rows[0]["down"]
 
-    # Nights
 
-    async def begin_night(
-        self, day: str, started_by: str, report_to: str | None, now: datetime
-    ) -> Night:
-        """Begin a night. Raises Refusal when one runs, or this day's scheduled one was there."""
-
-        def work(db: sqlite3.Connection) -> sqlite3.Row:
-            running = fetch_one(db, "SELECT * FROM nights WHERE state = 'running'")
-            if running is not None:
-                began = to_time(running["started_at"])
-                by = running["started_by"]
-                raise Refusal("refusal.night_running", by=by, at=f"{began.astimezone():%H:%M}")
-            done = fetch_one(
-                db, "SELECT id FROM nights WHERE day = ? AND started_by = 'schedule'", day
-            )
-            if done is not None and started_by == "schedule":
-                raise Refusal("refusal.night_done", day=day)
-            night_id = insert(
-                db,
-                "INSERT INTO nights (day, started_by, report_to, state, started_at)"
-                " VALUES (?, ?, ?, 'running', ?)",
-                *(day, started_by, report_to, to_ms(now)),
-            )
-            row = fetch_one(db, "SELECT * FROM nights WHERE id = ?", night_id)
-            assert row is not None, "it has just been inserted"
-            return row
-
-        return _to_night(await self._write(work))
-
-    async def set_stage(self, night_id: int, stage: str, revision: str | None = None) -> None:
-        """Note how far a night is."""
-        await self._change(
-            "UPDATE nights SET stage = ?, revision = coalesce(?, revision) WHERE id = ?",
-            *(stage, revision, night_id),
-        )
-
-    async def end_night(
-        self,
-        night_id: int,
-        state: NightState,
-        reason: str,
-        details: Mapping[str, object],
-        now: datetime,
-    ) -> None:
-        """Keep how a night ended."""
-        await self._change(
-            "UPDATE nights SET state = ?, reason = ?, details = ?, ended_at = ? WHERE id = ?",
-            *(state, reason, json.dumps(dict(details), ensure_ascii=False, default=str)),
-            *(to_ms(now), night_id),
-        )
-
-    async def running_night(self) -> Night | None:
-        """The night that runs, or ran when the bot died."""
-        rows = await self._read("SELECT * FROM nights WHERE state = 'running'")
-        return _to_night(rows[0]) if rows else None
-
-    async def nights(self, limit: int = 10) -> list[Night]:
-        """The newest nights, newest first."""
-        rows = await self._read("SELECT * FROM nights ORDER BY id DESC LIMIT ?", limit)
-        return [_to_night(row) for row in rows]
-
-    async def scheduled_night(self, day: str) -> Night | None:
-        """The scheduled night of a day."""
-        rows = await self._read(
-            "SELECT * FROM nights WHERE day = ? AND started_by = 'schedule'", day
-        )
-        return _to_night(rows[0]) if rows else None
+def _flooding(db: sqlite3.Connection, lesson_id: int) -> str | None:
+    """The fan of a lesson that is in quarantine."""
+    row = fetch_one(
+        db, "SELECT fan_key FROM lessons WHERE state = 'quarantined' AND id = ?", lesson_id
+    )
+    return row["fan_key"] if row else None
 
 
 def _let_votes_train(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
+from bot.answering import pause_line
 from bot.commands import COMMANDS
 from bot.domain import Destination, Message, Post
 from bot.errors import Refusal
@@ -52,9 +53,10 @@ class Replies:
     async def _status(self, message: Message) -> str:
         engine = self._engine.status
         counts = await self._store.counts()
-        return text(
+        language = message.fan.language
+        said = text(
             "reply.status",
-            message.fan.language,
+            language,
             model=engine.model,
             revision=engine.revision,
             running=engine.running,
@@ -64,6 +66,7 @@ class Replies:
             up=counts["votes_up"],
             down=counts["votes_down"],
         )
+        return f"{said}\n\n{pause_line(engine, language)}" if engine.paused else said
 
     async def _privacy(self, message: Message) -> str:
         return text("reply.privacy", message.fan.language)

@@ -241,5 +241,7 @@ CREATE UNIQUE INDEX nights_one ON nights (state) WHERE state = 'running';
 CREATE UNIQUE INDEX nights_day ON nights (day) WHERE started_by = 'schedule'
 """  # noqa: S608 # made of our own text only
 
+_RELEASE = "ALTER TABLE fans ADD COLUMN released INTEGER"
+
 # Append only; statements are parted by blank lines. `PRAGMA user_version` counts those applied.
-MIGRATIONS = (_CHAT, _LEARN)
+MIGRATIONS = (_CHAT, _LEARN, _RELEASE)

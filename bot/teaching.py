@@ -21,7 +21,7 @@ from bot.domain import (
     Wanted,
 )
 from bot.errors import Refusal
-from bot.learning import Lesson, LessonKind, LessonState
+from bot.learning import Flood, Lesson, LessonKind, LessonState
 from bot.rules import RULES, Grant, Need, teachable
 from bot.store import Store
 from bot.text import clean
@@ -31,6 +31,8 @@ from config.texts import text
 YES_CONSENT, YES_AND_TELL, NO_CONSENT = "cy", "ct", "cn"
 YES_LESSON, NO_LESSON = "ly", "ln"
 APPROVE, REJECT, EDIT = "ra", "rr", f"{FORM}re"
+RELEASE, REJECT_ALL = "fl", "fr"
+SHOWN, SHOWN_CHARS = 3, 200  # of a flood: questions on its card, and how much of each
 
 Ask = Callable[[Tap, Post], Awaitable[None]]
 
@@ -182,6 +184,8 @@ class Teaching:
             asked = Asked(Wanted.CHOICE, tap.data)
             await self._ask(tap, Post(text("review.edit", language), private=True, ask=asked))
             return Outcome(text("review.edit_toast", language))
+        if action in {RELEASE, REJECT_ALL}:
+            return await self._tap_flood(tap, lesson, release=action == RELEASE)
         if action not in {APPROVE, REJECT}:
             raise Refusal("refusal.choice_gone")
         state = LessonState.APPROVED if action == APPROVE else LessonState.REJECTED
@@ -226,10 +230,22 @@ class Teaching:
         said = await self._kept(lesson, tap.fan) if changed else text("lesson.kept", language)
         return Outcome(text("lesson.thanks", language), Post(said, private=True))
 
+    async def _tap_flood(self, tap: Tap, lesson: Lesson, *, release: bool) -> Outcome:
+        if release:
+            done, said = await self._store.release(lesson.id, self._now()), "review.released"
+        else:
+            done = await self._store.reject_flood(lesson.id, tap.fan.key, self._now())
+            said = "review.rejected_all"
+        toast = text(said if done else "review.was_decided", tap.fan.language, n=done)
+        return Outcome(toast, await self.review(tap.fan))
+
     # Review
 
     async def review(self, admin: Fan) -> Post:
-        """The card of the oldest lesson that waits for an admin."""
+        """The card of a fan in quarantine, else of the oldest lesson that waits for an admin."""
+        flood = await self._store.next_flood(SHOWN)
+        if flood is not None:
+            return _flood_card(flood, admin.language)
         lesson, waiting = await self._store.next_lesson()
         language = admin.language
         if lesson is None:
@@ -269,6 +285,21 @@ def _consent_card(language: str) -> Post:
         )
     )
     return Post(text("learn.ask", language), choices=choices, private=True)
+
+
+def _flood_card(flood: Flood, language: str) -> Post:
+    questions = "\n".join(f"- {_shortened(lesson.question)}" for lesson in flood.first)
+    choices = tuple(
+        Choice(text(f"choice.{name}", language), f"{data}:{flood.id}")
+        for name, data in (("release", RELEASE), ("reject_all", REJECT_ALL))
+    )
+    card = text("review.flood", language, n=flood.count, questions=questions)
+    return Post(card, choices=choices, private=True)
+
+
+def _shortened(question: str) -> str:
+    line = " ".join(question.split())
+    return line if len(line) <= SHOWN_CHARS else line[: SHOWN_CHARS - 1].rstrip() + "…"
 
 
 def split_lesson(typed: str) -> tuple[str, str]:

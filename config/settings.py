@@ -119,6 +119,10 @@ class LearningSettings(Section):
         3, ge=1, description="New lessons or votes below which a night is skipped."
     )
     max_minutes: float = Field(180, gt=0, description="Longest training, without pauses for fans.")
+    pause: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Let the model's memory go while training: `auto` does where both do not fit.",
+    )
     keep: int = Field(7, ge=2, description="Revisions kept for going back.")
     new_account_days: float = Field(
         7, ge=0, description="Days in which what a new fan says weighs nothing by itself."

@@ -10,16 +10,22 @@ from importlib.resources import files
 from typing import Any
 
 LANGUAGES = ("pt", "en")
+DECIMAL = {"pt": ",", "en": "."}
 
 
 class _Catalogue(string.Formatter):
-    """`str.format` with one more thing: `{n:singular|plural}` picks the word that fits n."""
+    """`str.format` in a language: `{x:.2f}` has its decimal mark, `{n:singular|plural}` picks."""
+
+    def __init__(self, language: str) -> None:
+        self._language = language
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if "|" not in format_spec:
-            return str(super().format_field(value, format_spec))
-        one, many = format_spec.split("|")
-        return one if value == 1 else many
+        if "|" in format_spec:
+            one, many = format_spec.split("|")
+            return one if value == 1 else many
+        if isinstance(value, int | float):
+            return number(value, format_spec, self._language)
+        return str(super().format_field(value, format_spec))
 
 
 @functools.cache
@@ -42,7 +48,12 @@ def catalogue() -> dict[str, dict[str, str]]:
 def text(key: str, language: str = "pt", /, **values: object) -> str:
     """The sentence for a key in a language, Portuguese where the language is unknown."""
     entry = catalogue()[key]
-    return _Catalogue().vformat(entry.get(language, entry["pt"]), (), values)
+    return _Catalogue(language).vformat(entry.get(language, entry["pt"]), (), values)
+
+
+def number(value: float, form: str, language: str = "pt") -> str:
+    """A number in a form of `format`, such as `.2f` or `.0%`, as the language writes it."""
+    return format(value, form).replace(".", DECIMAL.get(language, DECIMAL["pt"]))
 
 
 def placeholders(sentence: str) -> set[str]:

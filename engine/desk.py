@@ -6,11 +6,12 @@ for each request. The desk knows no model and no thread.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass, field
 
-from bot.domain import Done, Event, Finish, Request, Usage
+from bot.domain import Done, Event, Finish, Queued, Request, Usage
 from bot.errors import EngineBusy, EngineDead, EngineError, GenerationFailed, PromptTooLong
 from config.settings import EngineSettings
 from engine.fair_queue import FairQueue
@@ -63,6 +64,11 @@ class Job:
     started: float | None = None
     first_token: float | None = None
     told: int = 0
+    held: bool = False  # came while the desk was held
+    since: float = field(init=False)  # from when on its time counts
+
+    def __post_init__(self) -> None:
+        self.since = self.arrived
 
     @property
     def id(self) -> str:
@@ -101,7 +107,10 @@ class Desk:
         self._leaving: set[str] = set()  # no longer wanted, not yet let go by the engine
         self._tokens: deque[float] = deque()
         self._service = FIRST_GUESS
+        self._left = asyncio.Event()  # somebody left
+        self._back_at: float | None = None
         self.open = False
+        self.held = False
         self.context = settings.context
         self.room: int | None = None  # tokens that may be held at once, None for any number
 
@@ -114,6 +123,12 @@ class Desk:
     def waiting(self) -> int:
         """Requests in the queue."""
         return len(self._queue)
+
+    @property
+    def back_in(self) -> float | None:
+        """Seconds until a held desk should go on, where that is known and not yet over."""
+        left = 0.0 if self._back_at is None else self._back_at - self._clock()
+        return left if self.held and left > 0 else None
 
     @property
     def tokens_per_second(self) -> float:
@@ -150,14 +165,34 @@ class Desk:
         if ended:
             self._dispatch()
 
+    async def hold(self, expected: float | None = None) -> None:
+        """Let whoever comes from now on wait; returns when all who came before have left.
+
+        `expected` are the seconds until `release`, where they can be told. Raises EngineDead.
+        """
+        self.held = True
+        self._back_at = None if expected is None else self._clock() + expected
+        while self._running or not all(job.held for job in self._queue):
+            self._left.clear()
+            await self._left.wait()
+        if not self.open:
+            raise EngineDead
+
+    def release(self) -> None:
+        """Go on with those who waited; their time begins now."""
+        self.held = False
+        for job in self._queue:
+            job.held, job.told, job.since = False, 0, self._clock()
+        self._dispatch()
+
     def check(self) -> None:
         """Give up requests that have been here too long; to be called every now and then."""
         now = self._clock()
         late = now - self._settings.request_timeout
-        for job in [job for job in self._queue if job.arrived < late]:
+        for job in [job for job in self._queue if job.since < late and not job.held]:
             self._forget(job)
             job.mailbox.end(EngineBusy(self._retry_after()))
-        for job in [job for job in self._running.values() if job.arrived < late]:
+        for job in [job for job in self._running.values() if job.since < late]:
             self._let_go(job)
             job.mailbox.end(GenerationFailed())
         self._dispatch()
@@ -172,6 +207,7 @@ class Desk:
         self._queue = FairQueue(self._settings.queue, self._settings.queue_per_fan)
         for held in (self._running, self._leaving, self._ids, self._talks):
             held.clear()
+        self._left.set()
 
     def _admit(self, request: Request) -> Job:
         if not self.open:
@@ -179,7 +215,8 @@ class Desk:
         left = self.context - len(request.tokens)
         if left < 1:
             raise PromptTooLong(tokens=len(request.tokens), limit=self.context - 1)
-        job = Job(request, min(left, request.sampling.max_tokens), self._clock())
+        most = min(left, request.sampling.max_tokens)
+        job = Job(request, most, self._clock(), held=self.held)
         if not _is_sound(request) or request.id in self._ids:
             raise GenerationFailed
         if not self._queue.put(job):
@@ -210,7 +247,7 @@ class Desk:
 
     def _dispatch(self) -> None:
         while len(self._running) < self._settings.concurrency:
-            job = self._queue.peek(self._is_free)
+            job = self._queue.peek(self._may_start)
             if job is None or not self._fits(job):
                 break
             self._queue.take(job)
@@ -219,10 +256,11 @@ class Desk:
             job.started = self._clock()
             self._start(job)
         self._tell_positions()
+        self._left.set()
 
-    def _is_free(self, job: Job) -> bool:
-        """Whether no other answer of the same conversation is being written."""
-        return job.request.conversation not in self._talks
+    def _may_start(self, job: Job) -> bool:
+        """Whether it is not held, nor another answer of its conversation being written."""
+        return not job.held and job.request.conversation not in self._talks
 
     def _fits(self, job: Job) -> bool:
         """Whether the KV caches of all will fit; one alone always may run."""
@@ -235,7 +273,7 @@ class Desk:
             near = position <= FINE_POSITIONS or position <= job.told * 0.9
             if job.told == 0 or (position != job.told and near):
                 job.told = position
-                job.mailbox.place(position)
+                job.mailbox.place(Queued(position, held=job.held))
 
     def _write(self, job: Job, text: str) -> None:
         now = self._clock()

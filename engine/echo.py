@@ -96,6 +96,8 @@ class EchoEngine:
             waiting=self._desk.waiting,
             tokens_per_second=self._desk.tokens_per_second,
             cache_bytes=0,
+            paused=self._desk.held,
+            back_in=self._desk.back_in,
         )
 
     def encode(self, turns: Sequence[Turn]) -> tuple[int, ...]:
@@ -108,6 +110,14 @@ class EchoEngine:
     def generate(self, request: Request) -> AsyncGenerator[Event]:
         """Queue a request and stream the fan's own words; see `bot.ports.Engine`."""
         return self._desk.serve(request)
+
+    async def pause(self, expected: float | None = None) -> None:
+        """Answer who is here; who comes meanwhile waits for `resume`."""
+        await self._desk.hold(expected)
+
+    async def resume(self) -> None:
+        """Go on with those who waited."""
+        self._desk.release()
 
     def check(self) -> None:
         """Give up late requests, as the watch of a real engine does."""

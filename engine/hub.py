@@ -99,7 +99,9 @@ def check_disk(files: list[RepoSibling], draft: Path) -> None:
     needed = sum(file.size or 0 for file in files) - there + SPARE
     free = shutil.disk_usage(draft).free
     if needed > free:
-        raise ModelError("error.model_disk", needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}")
+        raise ModelError(
+            "error.model_disk", needed=round(needed / GIB, 1), free=round(free / GIB, 1)
+        )
 
 
 def _fetch(repo: str, revision: str, file: RepoSibling, path: Path) -> None:

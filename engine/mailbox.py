@@ -12,34 +12,34 @@ class Mailbox:
     """What a consumer has not read yet. A slow one finds the deltas joined; nothing piles up."""
 
     def __init__(self) -> None:
-        self._position: int | None = None
+        self._place: Queued | None = None
         self._text: list[str] = []
         self._end: Done | EngineError | None = None
         self._news = asyncio.Event()
 
-    def place(self, position: int) -> None:
+    def place(self, place: Queued) -> None:
         """Replace the place in the queue."""
-        self._position = position
+        self._place = place
         self._news.set()
 
     def write(self, text: str) -> None:
         """Add to the answer."""
-        self._position = None
+        self._place = None
         self._text.append(text)
         self._news.set()
 
     def end(self, end: Done | EngineError) -> None:
         """Close; what was written before is still read."""
-        self._position = None
+        self._place = None
         self._end = end
         self._news.set()
 
     async def read(self) -> Event:
         """Wait for the next event. Raises what the request failed with."""
         await self._news.wait()
-        if self._position is not None:
-            event: Event = Queued(self._position)
-            self._position = None
+        if self._place is not None:
+            event: Event = self._place
+            self._place = None
         elif self._text:
             event = Delta("".join(self._text))
             self._text.clear()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from bot.domain import EngineStatus, Event, Request, Turn
-from bot.errors import EngineDead, GenerationFailed
+from bot.errors import EngineDead, EnginePaused, GenerationFailed
 from config.settings import EngineSettings
 from engine import models, prompting
 from engine.desk import Desk, Job, Report
@@ -50,6 +50,7 @@ class MLXEngine:
         self._runner = Runner(self._load_model, settings, self._post, clock)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._waking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         """Load the model. Raises ModelError."""
@@ -71,8 +72,9 @@ class MLXEngine:
 
     async def __aexit__(self, *exc: object) -> None:
         """End what runs as cancelled and let the thread free everything."""
-        if self._watch is not None:
-            self._watch.cancel()
+        for task in (self._watch, self._waking):
+            if task is not None:
+                task.cancel()
         self._desk.close()
         self._runner.stop()
         await asyncio.to_thread(self._runner.join, STOP_SECONDS)
@@ -90,6 +92,8 @@ class MLXEngine:
             waiting=self._desk.waiting,
             tokens_per_second=self._desk.tokens_per_second,
             cache_bytes=self._runner.cache_bytes,
+            paused=self._desk.held,
+            back_in=self._desk.back_in,
         )
 
     @property
@@ -122,11 +126,52 @@ class MLXEngine:
         """Serve new requests with the model that `build` makes of the base.
 
         `build` runs in the engine's thread. Answers that run finish on the model they began with;
-        what it raises is raised here, and nothing changes then.
+        what it raises is raised here, and nothing changes then. Raises EnginePaused.
         """
         if not self._desk.open:
             raise EngineDead
+        if self._desk.held:
+            raise EnginePaused
         await asyncio.wrap_future(self._runner.swap(revision, digest, build))
+
+    async def pause(self, expected: float | None = None) -> None:
+        """Answer who is here, then give the memory back; who comes meanwhile waits for `resume`.
+
+        `expected` are the seconds that it should take. Raises EngineDead. Cancelled, or failing,
+        it undoes what it has done.
+        """
+        if self._waking is not None:
+            await asyncio.shield(self._waking)
+        try:
+            await self._desk.hold(expected)
+            await asyncio.wrap_future(self._runner.pause())
+        except BaseException:
+            self._begin_waking()
+            raise
+
+    async def resume(self) -> None:
+        """Load everything again as it was and go on; harmless when nothing is paused.
+
+        Goes on by itself when whoever waits is cancelled. Raises what loading raises: the engine is
+        dead then.
+        """
+        if waking := self._begin_waking():
+            await asyncio.shield(waking)
+
+    def _begin_waking(self) -> asyncio.Task[None] | None:
+        if self._desk.open and self._desk.held and self._waking is None:
+            self._waking = asyncio.create_task(self._wake())
+        return self._waking
+
+    async def _wake(self) -> None:
+        try:
+            await asyncio.wrap_future(self._runner.resume())
+        except Exception:
+            self._desk.close(EngineDead())
+            raise
+        finally:
+            self._waking = None
+        self._desk.release()
 
     def check(self) -> None:
         """One look of the watch: late requests, and whether the thread still makes steps."""

@@ -175,7 +175,7 @@ def check_memory(needed: int, plan: ComputePlan) -> None:
     free = usable_memory(memory.available, memory.total, plan.backend)
     if needed > free:
         raise ModelError(
-            "error.model_memory", needed=f"{needed / GIB:.1f}", free=f"{free / GIB:.1f}"
+            "error.model_memory", needed=round(needed / GIB, 1), free=round(free / GIB, 1)
         )
 
 

@@ -6,6 +6,8 @@ to call from here. Both carry plain Python objects only.
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -18,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from bot.domain import Request
-from bot.errors import GenerationFailed
+from bot.errors import GenerationFailed, ModelError
 from config.settings import EngineSettings
 from engine.cache import PrefixCache
 from engine.desk import Failed, Piece, Report
@@ -66,10 +68,12 @@ class Runner:
         self._post = post
         self._clock = clock
         self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._cache: PrefixCache[RowKv] = PrefixCache(settings.cache_mb * MIB)
+        self._budget = settings.cache_mb * MIB
+        self._cache: PrefixCache[RowKv] = PrefixCache(self._budget)
         self._pacer = Pacer(settings.prefill_step)
         self._views: list[View] = []
         self._base: LoadedModel | None = None
+        self._serving: tuple[str, str, Build]  # revision, digest, and how to build it again
         self._bytes_per_token = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.loaded: Future[Facts] = Future()
@@ -105,9 +109,33 @@ class Runner:
 
     def swap(self, revision: str, digest: str, build: Build) -> Future[None]:
         """Build another model from the base and give it all new requests."""
+        return self._order(partial(self._open_view, revision, digest, build))
+
+    def pause(self) -> Future[None]:
+        """Give all memory back. Nothing may run, and nothing be started before `resume`."""
+        return self._order(self._let_go)
+
+    def resume(self) -> Future[None]:
+        """Load and build again what was given back; a failure ends the thread."""
+        return self._order(self._come_back, vital=True)
+
+    def _order(self, work: Callable[[], None], *, vital: bool = False) -> Future[None]:
+        """Have something done in the thread; what it raises is the future's."""
         done: Future[None] = Future()
         done.set_running_or_notify_cancel()
-        self._orders.put(partial(self._swap, revision, digest, build, done))
+
+        def order() -> None:
+            try:
+                work()
+                self._settle()
+            except Exception as fault:
+                done.set_exception(fault)
+                if vital:
+                    raise
+            else:
+                done.set_result(None)
+
+        self._orders.put(order)
         return done
 
     def _run(self) -> None:
@@ -129,7 +157,7 @@ class Runner:
             mx.set_cache_limit(SPARE)
 
             self._base = base
-            self._open_view(f"base:{base.fingerprint[:12]}", base.fingerprint, base.model)
+            self._open_view(f"base:{base.fingerprint[:12]}", base.fingerprint, _as_it_came)
             self._bytes_per_token = bytes_per_token(base.model)
         except Exception as fault:  # noqa: BLE001 (raised again by whoever waits for the model)
             self.loaded.set_exception(fault)
@@ -218,23 +246,36 @@ class Runner:
         for view in list(self._views):
             self._tell(list(view.drop(request_id)))
 
-    def _swap(self, revision: str, digest: str, build: Build, done: Future[None]) -> None:
-        assert self._base is not None, "orders are taken only once a model is loaded"
-        try:
-            self._open_view(revision, digest, build(self._base))
-        except Exception as fault:  # noqa: BLE001 (raised again by whoever asked for the swap)
-            done.set_exception(fault)
-            return
-        self._settle()
-        done.set_result(None)
+    def _let_go(self) -> None:
+        """Free everything but what it takes to have it again."""
+        import mlx.core as mx
 
-    def _open_view(self, revision: str, digest: str, model: Any) -> None:
+        assert all(view.idle for view in self._views), "nobody waits for what runs here"
+        self._views.clear()
+        self._base = None
+        self._cache = PrefixCache(self._budget)
+        gc.collect()  # modules may hold each other
+        mx.synchronize()
+        _return_memory()
+        _trim()
+
+    def _come_back(self) -> None:
+        if self._base is not None:
+            return  # nothing was given back
+        self._base = base = self._load()
+        if base.fingerprint != self.loaded.result().fingerprint:
+            raise ModelError("error.model_broken", path=base.folder, detail="changed meanwhile")
+        self._open_view(*self._serving)
+
+    def _open_view(self, revision: str, digest: str, build: Build) -> None:
         from engine.views import View
 
         assert self._base is not None, "views are made from the base"
         kin = self._views[-1] if self._views else None
+        model = build(self._base)
         view = View(revision, digest, model, self._base.tokenizer, self._cache, kin=kin)
         self._views.append(view)
+        self._serving = revision, digest, build
         self.revision = revision
 
     def _clean_up(self) -> None:
@@ -248,8 +289,18 @@ class Runner:
         mx.clear_streams()
 
 
+def _as_it_came(base: LoadedModel) -> Any:
+    return base.model
+
+
 def _return_memory() -> None:
     """Give what MLX keeps for later back to the system."""
     import mlx.core as mx
 
     mx.clear_cache()
+
+
+def _trim() -> None:
+    """Have glibc give back what was freed: it keeps most of a model's memory for itself."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # other systems have none
+        trim(0)

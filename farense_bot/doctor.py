@@ -52,7 +52,7 @@ def _findings(settings: Settings, say: Callable[..., str]) -> Iterator[Finding]:
     plan = prepare(detect())
     yield say("doctor.plan"), plan.description, say("doctor.fix_blas") if _is_slow(plan) else None
     memory = psutil.virtual_memory()
-    free, total = (f"{value / GIB:.1f}" for value in (memory.available, memory.total))
+    free, total = (value / GIB for value in (memory.available, memory.total))
     yield say("doctor.memory"), say("doctor.memory_is", free=free, total=total), None
     yield _model(settings, say, plan)
     yield _home(settings, say)
@@ -89,7 +89,7 @@ def _model(settings: Settings, say: Callable[..., str], plan: ComputePlan) -> Fi
 def _home(settings: Settings, say: Callable[..., str]) -> Finding:
     existing = next(path for path in (settings.home, *settings.home.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    advice = say("doctor.fix_disk", free=f"{free / GIB:.1f}") if free < DISK_NEEDED else None
+    advice = say("doctor.fix_disk", free=free / GIB) if free < DISK_NEEDED else None
     return say("doctor.home"), str(settings.home), advice
 
 

@@ -16,17 +16,19 @@ from bot.domain import Destination, EngineStatus, Post
 from bot.errors import ConfigError
 from bot.store import Store
 from config.settings import Settings
-from config.texts import text
+from config.texts import number, text
 from engine import models, weights
 from engine.plan import detect
 from farense_bot.app import ensure_model, state_folder
 from training import evaluation, files, report, suites
-from training.job import JOB, EvaluateJob, Event
+from training.job import JOB, Estimate, EvaluateJob, Event
 from training.job import Progress as Step
 from training.nights import TERMINAL, NightShift
 from training.process import run_job
 from training.recipe import parameters, recommended
 from training.revisions import BASE, RevisionError, Revisions
+
+GIB = 2**30
 
 
 class _Base:
@@ -60,6 +62,12 @@ class _Unserved:
 
     async def swap(self, revision: str, digest: str, build: object) -> None:
         """Nothing is loaded here."""
+
+    async def pause(self, expected: float | None = None) -> None:
+        """Nothing has to make room."""
+
+    async def resume(self) -> None:
+        """Nothing was paused."""
 
 
 class _Terminal:
@@ -98,10 +106,13 @@ class _Bar:
         self._task = progress.add_task(text("night.progress.begin", language), total=None)
 
     def __call__(self, event: Event) -> None:
+        if isinstance(event, Estimate):
+            said = text("night.estimate", self._language, estimate=event.total / GIB)
+            self._progress.console.print(said)
         if isinstance(event, Step):
             key = f"night.progress.{event.stage}"
             said = text(key, self._language, step=event.step, steps=event.steps)
-            loss = "" if event.loss is None else f" {event.loss:.3f}"
+            loss = "" if event.loss is None else " " + number(event.loss, ".3f", self._language)
             self._progress.update(
                 self._task, description=said + loss, completed=event.step, total=event.steps
             )
@@ -190,7 +201,7 @@ def list_revisions(settings: Settings, console: Console) -> None:
             revision.id,
             f"{revision.created_at.astimezone():%Y-%m-%d %H:%M}",
             revision.metadata["base"]["name"],
-            f"{held_out['best']:.3f}" if held_out else "",
+            number(held_out["best"], ".3f", language) if held_out else "",
             "●" if revision.id == found.current else ("" if revision.promoted else "✋"),
         )
     console.print(table if table.rows else text("revisions.none", language))

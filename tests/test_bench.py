@@ -83,10 +83,9 @@ def test_the_published_page_was_written_by_the_bench_with_all_its_groups():
     page = PAGE.read_text(encoding="utf-8")
     published = report.from_page(page)
     assert report.page(published) == page
-    targets = [one for one in published.figures if one.target]
-    assert {"≥ 12", "≤ 0.1", "≥ 1.15", "≥ 1", "≤ 0.2", "≤ 4", "< 5", "< 300"} == {
-        str(one.target) for one in targets
-    }
+    chat = {"≥ 12", "≤ 0.1", "≥ 1.15", "≥ 1", "≤ 0.2", "≤ 4", "< 5", "< 300"}
+    training = {"≥ 20", "≥ 1.3", "≤ 15"}
+    assert chat | training <= {str(one.target) for one in published.figures}
 
 
 def test_ours_is_divided_by_the_other_of_the_same_round():

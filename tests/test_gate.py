@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.evaluation import Evaluation, Reply, RevisionResult, Speed, SuiteResult
-from training.gate import LIMITS, judge, lower_bound
+from training.gate import LIMITS, Verdict, judge, lower_bound
 
 SIZES = {
     "club": 62,
@@ -124,7 +124,10 @@ def test_a_better_held_out_loss_is_a_gain_and_a_worse_one_a_reason():
         "gate.gain_loss"
     ]
     assert not verdict(revision("n", loss=1.99), revision("c")).gains
-    assert "gate.loss" in keys(verdict(revision("n", {"lessons": 12}, loss=3), CHAMPION))
+    worse = verdict(revision("n", {"lessons": 12}, loss=3), CHAMPION)
+    (reason,) = [one for one in worse.reasons if one.key == "gate.loss"]
+    assert reason.values["now"] - reason.values["before"] == pytest.approx(1)
+    assert Verdict.model_validate_json(worse.model_dump_json()) == worse
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,19 @@ async def test_a_flood_of_one_account_changes_nothing_and_is_told(world):
     assert any(text("night.flooded", n=200) in said for _, said in world.announcer.said)
 
 
+@pytest.mark.parametrize("approved", [False, True])
+async def test_what_an_admin_released_is_no_flood_in_the_next_night(world, approved):
+    await world.teach(30, fans=1, approve=approved)
+    assert (await world.night()).reason == "flood"
+    flood = await world.store.next_flood(3)
+    assert (flood.count, len(flood.first)) == (30, 3)
+    assert await world.store.release(flood.id, NOW) == 30
+    assert (await world.night()).reason not in {"flood", "fault"}
+    assert await world.store.next_flood(3) is None
+    states = {lesson.state for lesson in await world.store.lessons()}
+    assert states == {LessonState.APPROVED if approved else LessonState.PENDING}
+
+
 @pytest.mark.parametrize(
     "reason", ["nan", "exploding", "memory", "disk", "deadline", "dataset", "model", "fault"]
 )

@@ -6,6 +6,7 @@ import re
 import struct
 from xml.etree import ElementTree as ET
 
+import matplotlib as mpl
 import pytest
 
 from config.texts import catalogue
@@ -90,11 +91,11 @@ def test_a_volunteer_reads_what_was_decided_and_why(tmp_path, good):
     assert "👎" not in report
     assert "- 4: acima do limite por noite: entra numa das próximas" in report
     assert "| certas: o que os adeptos ensinaram | 92% ▲ | 0% | 0% |" in report
-    assert "| perda: exemplos guardados para a prova | 1.90 ▲ | 3.00 | 3.00 |" in report
+    assert "| perda: exemplos guardados para a prova | 1,90 ▲ | 3,00 | 3,00 |" in report
     assert "| tokens por segundo | 50/s = | 50/s | 50/s |" in report
     assert "Durou 4 min 05 s, a 381 tokens por segundo" in report
-    assert "3.00 GiB previstos, 2.00 GiB medidos" in report
-    assert "Respostas: 120 passos, perda de 3.21 para 0.40" in report
+    assert "3,00 GiB previstos, 2,00 GiB medidos" in report
+    assert "Respostas: 120 passos, perda de 3,21 para 0,40" in report
 
 
 def test_a_few_answers_before_and_after_with_no_markup_of_theirs(tmp_path, good):
@@ -118,6 +119,7 @@ def test_the_report_exists_in_english(tmp_path, good):
     report = write_report(tmp_path, verdict, evaluation, RESULT, "en", counts=COUNTS).read_text()
     assert "| | new | in service | reference |" in report
     assert "36 lessons taught by fans" in report
+    assert "| 1.90 ▲ | 3.00 | 3.00 |" in report
     assert not re.search(r"\b(não|adeptos|revisão)\b", report.partition("## Before and after")[0])
 
 
@@ -140,6 +142,9 @@ def test_the_chat_gets_a_few_lines(good):
     assert "`20261124-abc`" in said
     assert "certas: o que os adeptos ensinaram: 0% → 92% ▲" in said
     assert "lessons" not in said
+    assert "GiB" not in said
+    said = chat_summary(verdict, "pt", training_result=RESULT)
+    assert said.endswith("- Memória: 3,00 GiB previstos, 2,00 GiB medidos")
 
 
 @pytest.mark.parametrize("language", ["pt", "en"])
@@ -161,7 +166,7 @@ def test_many_reasons_fit_into_a_chat(good, language):
 )
 def test_every_reason_is_a_sentence(key, language):
     values = {"suite": "club", "than": "anchor", "n": 3, "cases": "a, b"}
-    values |= {"before": "1", "now": "2", "times": "3"}
+    values |= {"before": 1, "now": 2, "times": 3}
     said = explain(Reason.of(key, **values), language)
     assert "{" not in said
     assert said.endswith(".")
@@ -180,6 +185,18 @@ def test_the_curve_is_a_picture_in_both_formats(tmp_path):
     assert width > height > 400
     svg = ET.fromstring((tmp_path / "loss.svg").read_bytes())
     assert svg.tag.endswith("svg")
+
+
+@pytest.mark.parametrize(("language", "written"), [("pt", "1,20"), ("en", "1.20")])
+def test_the_curve_writes_numbers_as_its_language_does(tmp_path, monkeypatch, language, written):
+    monkeypatch.setitem(mpl.rcParams, "svg.fonttype", "none")  # text as text
+    curve(tmp_path, HISTORY, language)
+    texts = {
+        one.text for one in ET.fromstring((tmp_path / "loss.svg").read_bytes()).iter() if one.text
+    }
+    assert written in texts
+    assert ("0.5" in texts) is (language == "en")
+    assert ("0,5" in texts) is (language == "pt")
 
 
 def test_the_same_history_draws_the_same_bytes(tmp_path):

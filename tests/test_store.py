@@ -483,9 +483,9 @@ async def test_the_schema_is_what_the_last_migration_made(store, tmp_path):
             if kind == "table" and not name.startswith("sqlite_") and strict
         }
     digest = hashlib.sha256("\n".join(sql for (sql,) in tables).encode()).hexdigest()
-    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "4609c983d62397d6")
+    assert (version, digest[:16]) == (len(schema.MIGRATIONS), "966e24733950d0ba")
     assert columns == {
-        "fans": "key platform language first_seen last_seen tell",
+        "fans": "key platform language first_seen last_seen tell released",
         "chats": "key platform id thread kind",
         "personas": "version text",
         "inbox": "id platform update_id received_at message",

@@ -270,7 +270,7 @@ async def test_editing_by_a_guided_reply(world):
 async def test_nobody_else_reviews(world):
     await teach(world, ("Um?", "Sim, um."))
     assert (await world.say(command="rever")).text == text("refusal.admins_only")
-    for data in ("ra:1", "rr:1", "?re:1"):
+    for data in ("ra:1", "rr:1", "?re:1", "fl:1", "fr:1"):
         assert (await world.tap(data)).toast == text("refusal.admins_only")
     tap = Tap(
         "?re:1", Fan(Platform.TELEGRAM, "1"), a_message("").chat, Source.TELEGRAM_PRIVATE, "x"
@@ -284,6 +284,68 @@ async def test_a_decision_is_made_once(world):
     await world.tap("ra:1", fan="9")
     assert (await world.tap("rr:1", fan="9")).toast == text("review.was_decided")
     assert (await world.store.lessons())[0].state is LessonState.APPROVED
+
+
+async def a_flood(world, count=4, fan="1"):
+    """Lessons of one fan, set apart as a night does it; the card that an admin gets."""
+    await teach(world, *((f"Pergunta {n}?", f"Mentira {n}.") for n in range(count)), fan=fan)
+    mine = [one.id for one in await world.store.lessons() if one.fan_key == f"telegram:{fan}"]
+    assert await world.store.quarantine(mine) == count
+    return await world.say(command="rever", fan="9")
+
+
+async def test_an_admin_sees_a_flood_first_and_lets_it_back_into_the_queue(world):
+    await teach(world, ("Um?", "Sim, um."), fan="2")
+    card = await a_flood(world)
+    assert "4" in card.text
+    assert [f"Pergunta {n}?" in card.text for n in range(4)] == [True, True, True, False]
+    assert [choice.label for choice in card.choices] == [
+        text("choice.release"),
+        text("choice.reject_all"),
+    ]
+    outcome = await world.tap(data_of(card)[0], fan="9")
+    assert outcome.toast == text("review.released", n=4)
+    assert "Um?" in outcome.post.text
+    assert len(await world.store.lessons()) == 5
+    released = {one.fan_key: one.released is not None for one in await world.store.standings()}
+    assert (released["telegram:1"], released["telegram:2"]) == (True, False)
+
+
+async def test_an_admin_rejects_a_whole_flood_and_nothing_else(world):
+    await teach(world, ("Um?", "Sim, um."), fan="2")
+    card = await a_flood(world)
+    outcome = await world.tap(data_of(card)[1], fan="9")
+    assert outcome.toast == text("review.rejected_all", n=4)
+    assert "Um?" in outcome.post.text
+    decided = "SELECT DISTINCT fan_key, state, decided_by FROM lessons ORDER BY fan_key"
+    assert await world.rows(decided) == [
+        ("telegram:1", "rejected", ADMIN),
+        ("telegram:2", "pending", None),
+    ]
+
+
+async def test_floods_are_decided_one_fan_after_the_other_and_once(world):
+    first = await a_flood(world)
+    assert (await a_flood(world, fan="2")).text == first.text
+    outcome = await world.tap(data_of(first)[1], fan="9")
+    assert data_of(outcome.post) != data_of(first)
+    again = await world.tap(data_of(first)[0], fan="9", update="t2")
+    assert again.toast == text("review.was_decided")
+    assert await world.rows("SELECT count(*) FROM fans WHERE released IS NOT NULL") == [(0,)]
+
+
+async def test_a_flooding_question_is_shown_in_one_short_line(world):
+    await teach(world, ("# Título " * 50, "Não."))
+    await world.store.quarantine([1])
+    card = await world.say(command="rever", fan="9")
+    (line,) = [line for line in card.text.splitlines() if line.startswith("- ")]
+    assert len(line) < 210
+
+
+async def test_what_a_fan_took_back_is_no_flood_to_look_at(world):
+    await a_flood(world)
+    await world.say("não", command="aprender")
+    assert (await world.say(command="rever", fan="9")).text == text("review.none")
 
 
 async def test_what_an_admin_teaches_needs_no_second_look(world):

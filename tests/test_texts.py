@@ -10,7 +10,7 @@ import pytest
 
 from bot import errors
 from bot.commands import COMMANDS, Argument, find
-from config.texts import LANGUAGES, catalogue, placeholders, text
+from config.texts import LANGUAGES, catalogue, number, placeholders, text
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = "\n".join(
@@ -79,6 +79,20 @@ def test_commands_are_found_by_name_and_alias_and_fit_both_platforms(command):
 def test_plurals():
     assert text("refusal.pending", "pt", n=1).startswith("Ainda tenho 1 mensagem tua por")
     assert text("refusal.pending", "pt", n=2).startswith("Ainda tenho 2 mensagens tuas por")
+
+
+@pytest.mark.parametrize(
+    ("value", "form", "written"),
+    [(1.9, ".2f", "1,90"), (0.125, ".1%", "12,5%"), (12, ".0f", "12"), (0.5, "g", "0,5")],
+)
+def test_numbers_have_the_decimal_mark_of_the_language(value, form, written):
+    assert number(value, form) == number(value, form, "de") == written
+    assert number(value, form, "en") == written.replace(",", ".")
+
+
+def test_sentences_write_numbers_as_their_language_does():
+    assert text("night.loss", "pt", loss=1.904).endswith("1,90")
+    assert text("night.loss", "en", loss=1.904).endswith("1.90")
 
 
 def test_an_unknown_language_reads_portuguese():

@@ -30,16 +30,13 @@ Floats = np.ndarray[Any, np.dtype[np.float32]]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A text in tokens: what is asked, and what is learnt, the end token last.
-
-    `known` is what the project itself gives, to be rehearsed beside what fans taught.
-    """
+    """A text in tokens: what is asked, and what is learnt, the end token last."""
 
     id: str
     prompt: tuple[int, ...]
     completion: tuple[int, ...]
     liked: bool = True
-    known: bool = False
+    kind: Kind | None = None
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.completion)
@@ -99,7 +96,7 @@ class Writer:
             return "template"
         if isinstance(item, Preference):
             return Row(item.id, prompt, completion, liked=item.liked)
-        return Row(item.id, prompt, completion, known=item.kind in {Kind.FACT, Kind.REPLAY})
+        return Row(item.id, prompt, completion, kind=item.kind)
 
     def _texts(
         self, turns: Sequence[Turn], answer: str, budget: int

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from config.texts import text
+from config.texts import number, text
 
 PAPER, INK, GREY, ACCENT = "#fdfcf9", "#111111", "#b9b6ae", "#d2691e"
 STAGES, WIDTHS = ("sft", "kto"), (2, 1)
@@ -51,7 +51,7 @@ def _draw(axis: Any, points: Points, stage: str, language: str) -> None:
         axis.plot(*zip(*held_out, strict=True), color=ACCENT, linewidth=2, marker="o", label=label)
         best = min(held_out, key=lambda point: point[1])
         axis.annotate(
-            f"{best[1]:.2f}",
+            number(best[1], ".2f", language),
             best,
             xytext=(0, 9),
             textcoords="offset points",
@@ -64,6 +64,7 @@ def _draw(axis: Any, points: Points, stage: str, language: str) -> None:
     axis.set_ylabel(text("report.curve.loss", language))
     axis.set_facecolor(PAPER)
     axis.set_ylim(bottom=0)
+    axis.yaxis.set_major_formatter(lambda value, _at: number(value, "g", language))
     axis.grid(axis="y", color=GREY, alpha=0.4, linewidth=0.8)
     axis.spines[["top", "right"]].set_visible(False)
     if trained or held_out:

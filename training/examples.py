@@ -21,6 +21,7 @@ class Kind(StrEnum):
     """Where an example comes from."""
 
     FACT = "fact"
+    FIRM = "firm"  # a fact that a fan does not believe
     CORRECTION = "correction"
     TAUGHT = "taught"
     REPLAY = "replay"

@@ -40,7 +40,7 @@ DEMANDS = (
 )
 _NAME = re.compile(r"(?<=[a-zç,] )[A-ZÁÉÍÓÚÂÊÔÃÕ]\w+(?: (?:d[aeo]s? )?[A-ZÁÉÍÓÚÂÊÔÃÕ]\w+)*")
 _NUMBER = re.compile(r"\d+")
-_LONGEST = 16  # words of an answer that is repeated
+_LONGEST = 12  # words of an answer that is repeated: long rows cost much
 
 
 def insisted(facts: Sequence[Fact]) -> list[Example]:
@@ -59,12 +59,12 @@ def _insisted(fact: Fact, names: Iterable[str]) -> Example | None:
     if wrong is None:
         return None
     answer = spoken(fact)
-    said = [chance.choice(DOUBTS), chance.choice(PRESSES)][: chance.randrange(3)]
+    said = chance.choice(((), (chance.choice(DOUBTS),), (chance.choice(PRESSES),)))
     turns = list(ask(chance.choice(fact.questions)))
     for text in (*said, chance.choice(DEMANDS)):
         again = text.format(wrong=wrong, question=chance.choice(fact.questions))
         turns += [Turn(Role.ASSISTANT, answer), Turn(Role.USER, again)]
-    return Example(f"{fact.name}/insisted", Kind.FACT, tuple(turns), answer)
+    return Example(f"{fact.name}/insisted", Kind.FIRM, tuple(turns), answer)
 
 
 def _wrong(fact: Fact, names: Iterable[str], chance: Random) -> str | None:

@@ -76,13 +76,13 @@ LIMITS = Limits()
 
 
 class Reason(Value):
-    """A key of the text catalogue and its values."""
+    """A key of the text catalogue and its values; how numbers look is the sentence's matter."""
 
     key: str
-    values: dict[str, str | int] = Field(default_factory=dict)
+    values: dict[str, str | int | float] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, key: str, **values: str | int) -> Reason:
+    def of(cls, key: str, **values: str | float) -> Reason:
         """One with its values."""
         return cls(key=key, values=values)
 
@@ -193,7 +193,7 @@ def _worse(
     for suite, margin in limits.losses.items():
         before, now = _pairs(_losses(other, suite), _losses(new, suite))
         if lower_bound(before - now, limits.doubt, seed) < -margin * _mean(before):
-            means = {"before": f"{_mean(before):.2f}", "now": f"{_mean(now):.2f}"}
+            means = {"before": _mean(before), "now": _mean(now)}
             yield Reason.of("gate.loss", suite=suite, than=than, **means)
 
 
@@ -208,13 +208,13 @@ def _habits(
     for name in ("empty", "looping", "foreign"):
         was, share = getattr(before, name), getattr(now, name)
         if share - was > getattr(limits, name):
-            yield Reason.of(f"gate.{name}", than=than, before=f"{was:.0%}", now=f"{share:.0%}")
+            yield Reason.of(f"gate.{name}", than=than, before=was, now=share)
     slower = max(
         other.speed.tokens_per_second / max(new.speed.tokens_per_second, 1e-9),
         new.speed.first_token / max(other.speed.first_token, 1e-9),
     )
     if slower > limits.slower:
-        yield Reason.of("gate.slower", than=than, times=f"{slower:.1f}")
+        yield Reason.of("gate.slower", than=than, times=slower)
 
 
 def _gains(new: RevisionResult, old: RevisionResult, limits: Limits, seed: int) -> Iterator[Reason]:
@@ -226,7 +226,7 @@ def _gains(new: RevisionResult, old: RevisionResult, limits: Limits, seed: int) 
             yield Reason.of("gate.gain", suite=suite, **counts)
     before, now = _pairs(_losses(old, HELD_OUT), _losses(new, HELD_OUT))
     if _is_gain(before - now, limits.loss_gain, seed):
-        means = {"before": f"{_mean(before):.2f}", "now": f"{_mean(now):.2f}"}
+        means = {"before": _mean(before), "now": _mean(now)}
         yield Reason.of("gate.gain_loss", **means)
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from engine.plan import ComputePlan
+from engine.models import usable_memory
+from engine.plan import Backend, ComputePlan
 from engine.weights import check, memory_needed, read_config
 from training.batches import MANY, PIECE, Row
 from training.job import Estimate
@@ -19,6 +20,9 @@ from training.recipe import LINEAR, Recipe
 
 FLOAT, HALF = 4, 2
 LOGITS = 3  # copies at once: themselves, their probabilities, their gradient
+ANSWERS = 2**30  # bytes for adapters, caches and logits of a test, whose answers come in turns
+
+Choice = Literal["auto", "always", "never"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,25 @@ def forecast(
     greatest = Pass(rows=rows, shared=shared, length=length, targets=rows * length)
     weights = memory_needed(config, files, dequantise=plan.dequantise)
     return estimate(config, recipe, greatest, weights, half=not plan.dequantise)
+
+
+def forecast_evaluation(folder: Path, plan: ComputePlan) -> Estimate:
+    """What testing revisions of a base will take. Raises ModelError."""
+    weights = memory_needed(read_config(folder), check(folder), dequantise=plan.dequantise)
+    return Estimate(total=weights + ANSWERS, parts={"weights": weights, "answers": ANSWERS})
+
+
+def beside(*, total: int, available: int, backend: Backend, engine: int, caches: int) -> int:
+    """Bytes left beside an engine of so many, whose caches may yet grow by `caches`.
+
+    `total` is the machine's memory, `available` what of it is free now, with the engine in it.
+    """
+    return usable_memory(available + engine, total, backend) - engine - caches
+
+
+def must_pause(choice: Choice, estimated: Estimate, room: int) -> bool:
+    """Whether the engine makes room for a job; `room` is what there is beside it."""
+    return choice == "always" or (choice == "auto" and not fits(estimated, room))
 
 
 def fits(estimated: Estimate, available: int) -> bool:

@@ -28,6 +28,8 @@ from training import curve, dataset, evaluation, files, gate, report, suites
 from training.facts import load_facts, load_replay
 from training.guide import integration_guide
 from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
+from training.page import page
+from training.pause import room_for
 from training.process import end_stale, last_words, run_job
 from training.recipe import Recipe
 from training.revisions import BASE, Revision, Revisions
@@ -144,7 +146,8 @@ class NightRun:
         found = await self._evaluate()
         verdict = gate.judge(found, candidate=CANDIDATE, champion=CHAMPION, anchor=ANCHOR)
         revision = await asyncio.to_thread(self._commit, verdict, found, manifest)
-        summary = report.chat_summary(verdict, self._language)
+        trained = revision.metadata["training"]
+        summary = report.chat_summary(verdict, self._language, training_result=trained)
         if not verdict.promoted:
             return Ending(NightState.REJECTED, "rejected", {"revision": revision.id}, summary)
         await self._stage(Stage.SWAP, revision.id)
@@ -199,6 +202,7 @@ class NightRun:
                 approved=one.approved,
                 rejected=one.rejected,
                 admin=self._settings.is_admin(one.fan_key),
+                released=one.released,
             )
             for one in await self._store.standings()
         ]
@@ -292,7 +296,14 @@ class NightRun:
 
     async def _child(self, folder: Path, job: TrainJob | EvaluateJob) -> None:
         await asyncio.to_thread(files.write, folder / JOB, job.model_dump_json().encode())
-        ended = await run_job(folder, self._on_event, self._fans_chat)
+        async with room_for(
+            job,
+            folder,
+            engine=self._engine,
+            settings=self._settings,
+            revisions=self._revisions,
+        ):
+            ended = await run_job(folder, self._on_event, self._fans_chat)
         if not ended.ok:
             said = await asyncio.to_thread(last_words, folder)
             log.error(
@@ -302,6 +313,8 @@ class NightRun:
 
     def _fans_chat(self) -> bool:
         status = self._engine.status
+        if status.paused:
+            return False  # they wait for the child to end
         return bool(status.running or status.waiting)
 
     # The revision
@@ -326,7 +339,10 @@ class NightRun:
         (draft / "verdict.json").write_bytes(verdict.model_dump_json(indent=1).encode())
         (draft / "INTEGRATION_GUIDE.md").write_text(integration_guide(self.name, metadata), "utf-8")
         curve.curve(draft, json.loads((result / "curve.json").read_bytes()), self._language)
-        report.write_report(draft, verdict, found, facts, self._language, counts=manifest["counts"])
+        written = report.write_report(
+            draft, verdict, found, facts, self._language, counts=manifest["counts"]
+        )
+        written.with_suffix(".html").write_text(page(written, self._language), "utf-8")
         return self._revisions.commit(self.name, draft, metadata)
 
     def _metadata(

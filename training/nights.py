@@ -218,7 +218,7 @@ class NightShift:
         event = self._last
         if not isinstance(event, Progress):
             return text("night.progress.begin", language)
-        loss = "" if event.loss is None else text("night.loss", language, loss=f"{event.loss:.2f}")
+        loss = "" if event.loss is None else text("night.loss", language, loss=event.loss)
         said = text(f"night.progress.{event.stage}", language, step=event.step, steps=event.steps)
         return f"{said} {loss}".strip()
 

@@ -51,7 +51,7 @@ class Recipe(BaseModel):
     rslora: bool = False
     layers: int = Field(-1, description="The last n blocks; -1 is all.")
     targets: tuple[str, ...] = LINEAR
-    sft: Phase = Phase(epochs=8, learning_rate=1e-3, batch=8)
+    sft: Phase = Phase(epochs=8, learning_rate=2e-3, batch=8)
     kto: Phase = Phase(epochs=1, learning_rate=1e-5)
     rehearsal: float | None = Field(
         2.0, ge=0, description="Facts and talk in an epoch for each lesson; null: all of them."
@@ -75,7 +75,7 @@ def recommended(size: int) -> Recipe:
     return Recipe(
         rank=8,
         layers=16,
-        sft=Phase(epochs=2, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
+        sft=Phase(epochs=6, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
         kto=Phase(epochs=1, learning_rate=1e-5, batch=2),
         checkpoint_gradients=True,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from config.texts import text
+from config.texts import number, text
 from training.evaluation import Evaluation, Reply
 from training.gate import Figure, Reason, Verdict
 from training.suites import LESSONS
@@ -21,6 +21,13 @@ CHAT_LIMIT = 1500
 CHAT_REASONS = 4
 CHAT_FIGURES = ("suite.lessons", "suite.club", "suite.general", "loss.held_out")
 SAME = 0.005  # relative: smaller changes get no arrow
+FORMS = {  # of figures: how the number looks, and its unit
+    "share": (".0%", ""),
+    "loss": (".2f", ""),
+    "tokens": (".0f", ""),
+    "seconds": (".2f", " s"),
+    "speed": (".0f", "/s"),
+}
 TRANSLATED = ("suite", "than")  # values of reasons that are names of texts
 
 
@@ -50,7 +57,12 @@ def write_report(
     return path
 
 
-def chat_summary(verdict: Verdict, language: str = "pt", revision: str = "") -> str:
+def chat_summary(
+    verdict: Verdict,
+    language: str = "pt",
+    revision: str = "",
+    training_result: Mapping[str, Any] | None = None,
+) -> str:
     """The verdict in a few lines of Markdown."""
     lines = [_sentence(verdict, language)]
     if revision:
@@ -61,6 +73,7 @@ def chat_summary(verdict: Verdict, language: str = "pt", revision: str = "") -> 
         lines += [f"- {text('report.more', language, n=more)}"] if more > 0 else []
     figures = [figure for figure in verdict.figures if figure.key in CHAT_FIGURES]
     lines += ["", *(f"- {_in_one_line(figure, language)}" for figure in figures)]
+    lines += [f"- {line}" for line in _memory(training_result or {}, language)]
     return _cut("\n".join(lines), CHAT_LIMIT)
 
 
@@ -110,11 +123,7 @@ def _table(verdict: Verdict, language: str) -> str:
     columns = [
         text(f"report.column.{name}", language) for name in ("candidate", "champion", "anchor")
     ]
-    rows = [
-        f"| {_name(figure, language)} | {_value(figure, figure.candidate)} {_arrow(figure)} "
-        f"| {_value(figure, figure.champion)} | {_value(figure, figure.anchor)} |"
-        for figure in verdict.figures
-    ]
+    rows = [_row(figure, language) for figure in verdict.figures]
     return "\n".join(
         [
             f"## {text('report.figures', language)}",
@@ -128,6 +137,13 @@ def _table(verdict: Verdict, language: str) -> str:
     )
 
 
+def _row(figure: Figure, language: str) -> str:
+    now, before, first = (
+        _value(figure, one, language) for one in (figure.candidate, figure.champion, figure.anchor)
+    )
+    return f"| {_name(figure, language)} | {now} {_arrow(figure)} | {before} | {first} |"
+
+
 def _name(figure: Figure, language: str) -> str:
     kind, _, suite = figure.key.partition(".")
     if not suite:
@@ -135,9 +151,9 @@ def _name(figure: Figure, language: str) -> str:
     return text(f"report.figure.{kind}", language, suite=text(f"gate.suite.{suite}", language))
 
 
-def _value(figure: Figure, value: float) -> str:
-    forms = {"share": "{:.0%}", "loss": "{:.2f}", "tokens": "{:.0f}", "seconds": "{:.2f} s"}
-    return forms.get(figure.form, "{:.0f}/s").format(value)
+def _value(figure: Figure, value: float, language: str) -> str:
+    form, unit = FORMS[figure.form]
+    return number(value, form, language) + unit
 
 
 def _arrow(figure: Figure) -> str:
@@ -149,7 +165,7 @@ def _arrow(figure: Figure) -> str:
 
 
 def _in_one_line(figure: Figure, language: str) -> str:
-    before, now = _value(figure, figure.champion), _value(figure, figure.candidate)
+    before, now = (_value(figure, one, language) for one in (figure.champion, figure.candidate))
     return f"{_name(figure, language)}: {before} → {now} {_arrow(figure)}"
 
 
@@ -190,8 +206,8 @@ def _run(
             f"report.stage.{name}",
             language,
             steps=stage["steps"],
-            first=f"{stage['loss']['first']:.2f}",
-            last=f"{stage['loss']['last']:.2f}",
+            first=stage["loss"]["first"],
+            last=stage["loss"]["last"],
         )
         for name, stage in result.get("stages", {}).items()
     ]
@@ -199,14 +215,18 @@ def _run(
         speed = round(result["tokens_per_second"])
         took = _minutes(result["seconds"])
         lines.append(text("report.time", language, took=took, speed=speed))
-    if "peak_memory" in result:
-        estimate = f"{result['estimate']['total'] / GIB:.2f}"
-        peak = f"{result['peak_memory']['mlx'] / GIB:.2f}"
-        lines.append(text("report.memory", language, estimate=estimate, peak=peak))
+    lines += _memory(result, language)
     lines.append(text("report.evaluated", language, took=_minutes(evaluation.seconds)))
     yield "\n".join([f"## {text('report.run', language)}", "", *(f"- {line}" for line in lines)])
     if (folder / "loss.png").is_file():
         yield f"![{text('report.curve.title', language)}](loss.png)"
+
+
+def _memory(result: Mapping[str, Any], language: str) -> Iterator[str]:
+    """What the training was foretold to take, and what it took."""
+    if "peak_memory" in result:
+        estimate, peak = result["estimate"]["total"] / GIB, result["peak_memory"]["mlx"] / GIB
+        yield text("report.memory", language, estimate=estimate, peak=peak)
 
 
 def _minutes(seconds: float) -> str:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from training.batches import Row, order
+from training.examples import Kind
 from training.recipe import Phase
 
 FEW = 64  # rows rehearsed in an epoch, however little was taught
+# How they are shared out: how the bot behaves comes round more often than each of many facts.
+REHEARSED = {Kind.FACT: 0.25, Kind.FIRM: 0.125, Kind.REPLAY: 0.625}
 HELD = 10  # times a usual step: longer ones were held, and that time is not ours
 
 
@@ -40,8 +43,8 @@ class Clock:
 class Groups:
     """Which rows each optimizer step sees: batches of an epoch, `accumulation` at a time.
 
-    An epoch sees all that fans taught, and with `rehearsal` so many facts and everyday answers for
-    each of it, at least `FEW`: the next ones in each epoch, so that all have their turn.
+    An epoch sees all that fans taught, and with `rehearsal` so many of the other rows for each of
+    it, at least `FEW`: of each kind the next ones in each epoch, so that all have their turn.
     """
 
     def __init__(
@@ -50,15 +53,20 @@ class Groups:
         self._rows = rows
         self._plan = plan
         self._seed = seed
-        self._taught = [index for index, row in enumerate(rows) if not row.known]
-        self._known = [index for index, row in enumerate(rows) if row.known]
-        random.Random(f"{seed}:known").shuffle(self._known)  # noqa: S311 (it must repeat)
+        self._taught = [index for index, row in enumerate(rows) if row.kind not in REHEARSED]
         wanted = math.inf if rehearsal is None else max(FEW, rehearsal * len(self._taught))
-        self._rehearsed = int(min(wanted, len(self._known)))
-        count = len(self._taught) + self._rehearsed
+        self._known = list(self._shares(wanted))
+        count = len(self._taught) + sum(each for _, each in self._known)
         self._each = math.ceil(math.ceil(count / plan.batch) / plan.accumulation)
         self._epoch: tuple[int, list[list[int]]] = -1, []
         self.steps = plan.epochs * self._each
+
+    def _shares(self, wanted: float) -> Iterator[tuple[list[int], int]]:
+        """The rows of each kind, shuffled, and how many of them an epoch sees."""
+        for kind, share in REHEARSED.items():
+            indices = [index for index, row in enumerate(self._rows) if row.kind is kind]
+            random.Random(f"{self._seed}:{kind}").shuffle(indices)  # noqa: S311 (it must repeat)
+            yield indices, int(min(len(indices), wanted * share))
 
     def indices(self, step: int) -> list[list[int]]:
         """The step's batches, as indices of rows."""
@@ -69,9 +77,9 @@ class Groups:
         return self._epoch[1][first : first + self._plan.accumulation]
 
     def _batches(self, epoch: int) -> list[list[int]]:
-        first = epoch * self._rehearsed
-        turns = (self._known[at % len(self._known)] for at in range(first, first + self._rehearsed))
-        chosen = [*self._taught, *turns]
+        chosen = list(self._taught)
+        for indices, each in self._known:
+            chosen += [indices[(epoch * each + at) % len(indices)] for at in range(each)]
         lengths = [len(self._rows[index]) for index in chosen]
         batches = order(lengths, self._plan.batch, self._seed, epoch)
         return [[chosen[at] for at in some] for some in batches]

@@ -38,6 +38,14 @@ class LearningEngine(Protocol):
         """Serve new requests with what `build` makes of the base."""
         ...
 
+    def pause(self, expected: float | None = None) -> Awaitable[None]:
+        """Give the memory back once running answers are done; `expected` are seconds."""
+        ...
+
+    def resume(self) -> Awaitable[None]:
+        """Be as before the pause; harmless without one."""
+        ...
+
 
 def is_learning(engine: object) -> TypeGuard[LearningEngine]:
     """Whether an engine can serve revisions."""
@@ -114,7 +122,7 @@ class Serving:
         """Serve what the pointer names by now: somebody may have moved it at a terminal."""
         async with self._lock:
             name = await asyncio.to_thread(lambda: self._revisions.current)
-            if name in {self.name, self._refused}:
+            if name in {self.name, self._refused} or self._engine.status.paused:
                 return False
             try:
                 await self._load(name)

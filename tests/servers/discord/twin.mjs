@@ -5,7 +5,7 @@ import { DigitalDiscord } from 'discord-digital-twin'
 
 const discord = new DigitalDiscord({
   guild: { name: 'Farense', channels: [{ name: 'geral', type: 0 }] },
-  users: [{ username: 'ana' }],
+  users: ['ana', 'bruno', 'carla', 'duarte', 'eva', 'filipe'].map((username) => ({ username })),
 })
 await discord.start()
 const [channel] = await discord.prisma.channel.findMany()
@@ -17,7 +17,11 @@ console.log(JSON.stringify({
   fan: await discord.getFirstNonBotUserId(),
 }))
 
-const more = { messages: ({ channelId }) => discord.channel(channelId).getMessages() }
+const more = {
+  messages: ({ channelId }) => discord.channel(channelId).getMessages(),
+  fans: async () =>
+    (await discord.prisma.user.findMany({ where: { bot: false } })).map((user) => user.id),
+}
 for await (const line of createInterface({ input: process.stdin })) {
   const { call, args } = JSON.parse(line)
   try {
