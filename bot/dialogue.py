@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
 
 from bot.database import Database, Value, fetch_one, insert, run, to_ms, to_time
@@ -49,7 +50,8 @@ WITH RECURSIVE chain (depth, answer_id) AS (
   JOIN questions ON questions.id = answers.question_id
   WHERE depth < ?
 )
-SELECT questions.text AS question, quoted, answers.text AS answer FROM chain
+SELECT questions.text AS question, quoted, answers.text AS answer,
+  fan_key, questions.source FROM chain
 JOIN answers ON answers.id = chain.answer_id
 JOIN questions ON questions.id = answers.question_id
 WHERE answers.text <> '' ORDER BY depth DESC
@@ -113,6 +115,17 @@ def _to_answer(row: sqlite3.Row) -> Answer:
         created_at=to_time(row["created_at"]),
         usage=None if row["total"] is None else Usage(**{name: row[name] for name in usage}),
     )
+
+
+def _to_turns(rows: Iterable[sqlite3.Row]) -> list[Turn]:
+    return [
+        Turn(role, said)
+        for row in rows
+        for role, said in (
+            (Role.USER, with_quote(row["question"], row["quoted"])),
+            (Role.ASSISTANT, row["answer"]),
+        )
+    ]
 
 
 class Dialogue(Database):
@@ -211,14 +224,19 @@ class Dialogue(Database):
 
     async def history(self, question_id: QuestionId) -> list[Turn]:
         """The turns before a question, oldest first; those that were never answered left out."""
-        return [
-            Turn(role, said)
-            for row in await self._read(_HISTORY, question_id, _DEEPEST)
-            for role, said in (
-                (Role.USER, with_quote(row["question"], row["quoted"])),
-                (Role.ASSISTANT, row["answer"]),
-            )
-        ]
+        return _to_turns(await self._before(question_id))
+
+    async def history_of(
+        self, question_id: QuestionId, fan_key: str, sources: Collection[str]
+    ) -> list[Turn] | None:
+        """The same, None when somebody else spoke in it or in another place than these."""
+        rows = await self._before(question_id)
+        if any(row["fan_key"] != fan_key or row["source"] not in sources for row in rows):
+            return None
+        return _to_turns(rows)
+
+    async def _before(self, question_id: QuestionId) -> list[sqlite3.Row]:
+        return await self._read(_HISTORY, question_id, _DEEPEST)
 
     # Answers
 

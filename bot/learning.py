@@ -80,6 +80,7 @@ class Lesson:
     confirmed: bool
     decided_by: str | None
     created_at: datetime
+    turns: tuple[Turn, ...] = ()  # what a corrected answer came after
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from bot.database import fetch_one, run, to_ms, to_time
@@ -20,25 +21,30 @@ from bot.learning import (
     Standing,
 )
 from bot.night_store import NightStore
-from bot.rules import Grant
+from bot.rules import Grant, teachable
 from bot.text import with_quote
 
+TEACHABLE = frozenset(source for source in Source if teachable(source))
 _CONSENTING = """
 (SELECT given FROM consents WHERE consents.fan_key = {}.fan_key
  ORDER BY id DESC LIMIT 1) = 1
 """  # the newest row counts
 _LESSONS = f"""
-SELECT * FROM lessons
-WHERE state IN ('pending', 'approved') AND {_CONSENTING.format("lessons")} ORDER BY id
+SELECT lessons.*, answers.question_id AS asked FROM lessons
+LEFT JOIN answers ON answers.id = lessons.answer_id
+WHERE lessons.state IN ('pending', 'approved') AND {_CONSENTING.format("lessons")}
+ORDER BY lessons.id
 """  # noqa: S608 # made of our own text only
 _RATED = f"""
 SELECT votes.*, questions.id AS asked, questions.text AS question, questions.quoted,
+  questions.source AS asked_in, questions.fan_key AS asker,
   answers.text AS answer, answers.revision
 FROM votes
 JOIN answers ON answers.id = votes.answer_id
 JOIN questions ON questions.id = answers.question_id
 WHERE votes.trains = 1 AND answers.state = 'done' AND answers.text <> ''
-  AND {_CONSENTING.format("votes")} ORDER BY votes.answer_id, votes.fan_key
+  AND {_CONSENTING.format("votes")} AND {_CONSENTING.format("questions")}
+ORDER BY votes.answer_id, votes.fan_key
 """  # noqa: S608 # made of our own text only
 _STANDINGS = """
 WITH sides AS (SELECT answer_id, sum(value) AS total FROM votes GROUP BY answer_id)
@@ -222,7 +228,14 @@ class LearningStore(NightStore):
 
     async def lessons(self) -> list[Lesson]:
         """What may be learnt, of fans who allow it: approved, or waiting for a second."""
-        return [_to_lesson(row) for row in await self._read(_LESSONS)]
+        found = []
+        for row in await self._read(_LESSONS):
+            before = None
+            if row["asked"] is not None:
+                asked = QuestionId(row["asked"])
+                before = await self.history_of(asked, row["fan_key"], TEACHABLE)
+            found.append(replace(_to_lesson(row), turns=tuple(before or ())))
+        return found
 
     async def quarantine(self, lesson_ids: Sequence[int]) -> int:
         """Set a flood apart, whatever was approved of it; returns how many lessons."""
@@ -286,22 +299,25 @@ class LearningStore(NightStore):
         return [_to_lesson(row) for row in await self._write(work)]
 
     async def rated_answers(self) -> list[RatedAnswer]:
-        """The votes that may train, of fans who still allow it."""
-        return [
-            RatedAnswer(
+        """The votes that may train, where who voted and who asked still allow it."""
+        found = []
+        for row in await self._read(_RATED):
+            places = {*TEACHABLE, row["asked_in"]}
+            before = await self.history_of(QuestionId(row["asked"]), row["asker"], places)
+            if before is None:
+                continue
+            asked = Turn(Role.USER, with_quote(row["question"], row["quoted"]))
+            rated = RatedAnswer(
                 answer_id=row["answer_id"],
                 fan_key=row["fan_key"],
                 value=row["value"],
-                turns=(
-                    *await self.history(QuestionId(row["asked"])),
-                    Turn(Role.USER, with_quote(row["question"], row["quoted"])),
-                ),
+                turns=(*before, asked),
                 answer=row["answer"],
                 revision=row["revision"] or "",
                 created_at=to_time(row["created_at"]),
             )
-            for row in await self._read(_RATED)
-        ]
+            found.append(rated)
+        return found
 
     async def standings(self) -> list[Standing]:
         """What is known of every fan's trustworthiness."""

@@ -145,8 +145,9 @@ def evaluate_now(
     settings: Settings, revision: str | None, suite: str | None, console: Console, out: Console
 ) -> int:
     """Put a revision and the base to the test; prints the figures. 0 when it could."""
-    if suite is not None and suite not in suites.LENGTHS:
-        raise ConfigError("error.suite", name=suite, known=", ".join(suites.LENGTHS))
+    own = [name for name in suites.LENGTHS if name not in suites.FROM_FANS]
+    if suite is not None and suite not in own:
+        raise ConfigError("error.suite", name=suite, known=", ".join(own))
     base, found = _Base(settings, console), Revisions(settings.revisions)
     name = revision or found.current
     chosen = None if name == BASE else found.verify(name, base.fingerprint).folder
@@ -159,7 +160,6 @@ def evaluate_now(
             persona=settings.conversation.persona,
             revisions={BASE: None, **({name: chosen} if chosen else {})},
             known=settings.revisions / "evaluated.json",
-            regressions=settings.home / "regressions.jsonl",
             context=settings.engine.context,
         )
         files.write(folder / JOB, job.model_dump_json().encode())

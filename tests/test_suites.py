@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -10,7 +11,6 @@ from bot.domain import Role
 from training import suites
 from training.examples import Example, Kind, ask, write_lines
 from training.metrics import brazilian_forms, check
-from training.suites import Case
 
 SUITES = {suite.name: suite for suite in suites.load()}
 SIZES = {
@@ -20,7 +20,6 @@ SIZES = {
     "canaries": 10,
     "style": 15,
     "general": 20,
-    "regressions": 0,
 }
 
 
@@ -112,35 +111,18 @@ def test_the_suites_themselves_are_european():
     assert not [text for text in said if brazilian_forms(text)]
 
 
-def test_a_version_changes_with_the_bytes_and_only_with_them(tmp_path):
-    path = tmp_path / "regressions.jsonl"
-    before = suites.load(path)
-    suites.record(path, Case(id="bug:1", question="Quem?", answer="Ele."))
-    after = suites.load(path)
-    changed = {
-        new.name for new, old in zip(after, before, strict=True) if new.version != old.version
-    }
-    assert changed == {"regressions"}
-    assert [suite.version for suite in suites.load(path)] == [suite.version for suite in after]
+def test_a_version_changes_with_the_bytes_and_only_with_them(tmp_path, monkeypatch):
+    shutil.copytree(suites.FOLDER, tmp_path / "suites")
+    monkeypatch.setattr(suites, "FOLDER", tmp_path / "suites")
+    with (tmp_path / "suites" / "club.jsonl").open("a") as file:
+        file.write('{"id": "new", "question": "Quem?", "answer": "Ele."}\n')
+    changed = {suite.name for suite in suites.load() if suite.version != SUITES[suite.name].version}
+    assert changed == {"club"}
 
 
-def test_a_bug_that_was_fixed_becomes_a_case_and_is_replaced_by_its_id(tmp_path):
-    path = tmp_path / "gate" / "regressions.jsonl"
-    checks = {"key": ["1910"], "never": [r"\b1920\b"]}
-    suites.record(path, Case(id="bug:1", question="Em que ano?", checks=checks))
-    suites.record(path, Case(id="bug:2", question="E a cor?"))
-    suites.record(path, Case(id="bug:1", question="Em que ano foi?", checks=checks))
-    found = next(suite for suite in suites.load(path) if suite.name == "regressions").cases
-    assert [(case.id, case.question) for case in found] == [
-        ("bug:2", "E a cor?"),
-        ("bug:1", "Em que ano foi?"),
-    ]
-    assert check("Em 1910.", found[1].checks)[0]
-    assert not check("Em 1920 ou 1910.", found[1].checks)[0]
-
-
-def test_a_broken_case_is_refused(tmp_path):
-    path = tmp_path / "regressions.jsonl"
+def test_a_broken_case_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(suites, "FOLDER", tmp_path)
+    path = tmp_path / "club.jsonl"
     for line in (
         {"id": "x"},
         {"id": "x", "question": "a", "turns": [{"role": "user", "text": "b"}]},
@@ -149,10 +131,10 @@ def test_a_broken_case_is_refused(tmp_path):
     ):
         path.write_text(json.dumps(line))
         with pytest.raises(ValueError, match="validation error"):
-            suites.load(path)
+            suites.load()
     path.write_text('{"id": "x", "question": "a"}\n{"id": "x", "question": "b"}\n')
     with pytest.raises(ValueError, match="twice"):
-        suites.load(path)
+        suites.load()
 
 
 def test_lessons_are_asked_as_they_were_taught(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bot.domain import Action, ChatKind, Fan, Language, Platform, Post, Press, Source, Tap
+from bot.domain import Action, ChatKind, Fan, Language, Platform, Post, Press, Role, Source, Tap
 from bot.learning import LessonState
 from bot.rules import RULES, Grant, Need, teachable
 from bot.service import ChatService
@@ -203,6 +203,31 @@ async def test_a_correction_of_ones_own_question_becomes_a_lesson(world):
     (lesson,) = await world.store.lessons()
     assert (lesson.question, lesson.answer) == ("Quem és?", "O Leão de Faro.")
     assert lesson.state is LessonState.PENDING
+
+
+async def test_a_correction_is_learnt_with_what_was_said_before_it(world):
+    source = Source.WEB
+    await world.say("sim", command="aprender", source=source)
+    await world.say("Quem foi Hassan?", source=source)
+    await world.say("E quantos golos marcou?", source=source)
+    await world.say("Marcou 21 golos.", command="corrigir", source=source)
+    (lesson,) = await world.store.lessons()
+    assert lesson.question == "E quantos golos marcou?"
+    assert [turn.text for turn in lesson.turns][:1] == ["Quem foi Hassan?"]
+    assert [turn.role for turn in lesson.turns] == [Role.USER, Role.ASSISTANT]
+
+
+async def test_what_somebody_else_asked_trains_only_with_their_yes(world):
+    post = await world.say("Quem és?", fan="1", source=Source.WEB)
+    await world.say("sim", command="aprender", fan="2", source=Source.WEB)
+    here = type(a_message("").chat)(Platform.WEB, a_message("", fan="1").chat.id)
+    fan = Fan(Platform.WEB, "2")
+    await world.service.press(Press(Action.UP, post.buttons.answer_id, fan, here, Source.WEB, "v2"))
+    assert await world.rows("SELECT trains FROM votes") == [(1,)]
+    assert await world.store.rated_answers() == []
+    await world.say("sim", command="aprender", fan="1", source=Source.WEB)
+    (rated,) = await world.store.rated_answers()
+    assert rated.fan_key == "web:2"
 
 
 async def test_a_correction_on_a_discord_mention_is_kept_and_never_learnt(world):

@@ -202,7 +202,7 @@ def _lesson_item(lesson: LessonRow, trust: Trust) -> _Item:
 
 def _talk_item(talk: Talk) -> _Item:
     name = f"replay:{talk.id}"
-    return _Item(Example(name, Kind.REPLAY, ask(talk.question), talk.answer), name)
+    return _Item(Example(name, talk.kind, ask(talk.question), talk.answer), name)
 
 
 def _clean(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

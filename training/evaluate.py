@@ -207,9 +207,13 @@ def _job(folder: Path) -> EvaluateJob:
 def _read(job: EvaluateJob) -> list[Suite]:
     """All suites of a job."""
     try:
-        read = suites.load(job.regressions)
-        read += [suites.taught(suites.LESSONS, job.lessons)] if job.lessons else []
-        read += [suites.taught(suites.HELD_OUT, job.held_out)] if job.held_out else []
+        read = suites.load()
+        given = {
+            suites.REGRESSIONS: job.regressions,
+            suites.LESSONS: job.lessons,
+            suites.HELD_OUT: job.held_out,
+        }
+        read += [suites.taught(name, path) for name, path in given.items() if path]
     except (OSError, ValueError) as fault:
         raise DatasetError(str(fault)) from fault
     return read

@@ -25,6 +25,7 @@ class Kind(StrEnum):
     CORRECTION = "correction"
     TAUGHT = "taught"
     REPLAY = "replay"
+    GUARD = "guard"  # orders hidden in a message, and that they are not followed
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ source says so. So the bot learns to say how it knows, and a fan sees what may h
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -84,6 +83,7 @@ class Talk:
     id: str
     question: str
     answer: str
+    kind: Kind = Kind.REPLAY
 
 
 def _lines(name: str) -> str:
@@ -98,7 +98,7 @@ def load_facts() -> tuple[Fact, ...]:
 
 def load_replay() -> tuple[Talk, ...]:
     """The project's everyday talk."""
-    return tuple(Talk(**row) for row in json.loads(_lines("replay.jsonl")))
+    return TypeAdapter(tuple[Talk, ...]).validate_json(_lines("replay.jsonl"))
 
 
 def examples(fact: Fact) -> list[Example]:

@@ -55,7 +55,7 @@ class EvaluateJob(Value):
     revisions: dict[str, Path | None]
     held_out: Path | None = None  # an Example file whose completion-only loss is taken
     lessons: Path | None = None  # an Example file whose questions are asked too
-    regressions: Path | None = None  # cases of bugs that were fixed here (training.suites)
+    regressions: Path | None = None  # an Example file of corrections: none may be lost again
     known: Path | None = None
     context: int = 4096
 

@@ -7,11 +7,9 @@ where it was. Until the last stage nothing that serves is touched.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import platform
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,14 +19,12 @@ import structlog
 
 from bot.errors import FarenseError
 from bot.learning import Lesson, LessonState, Night, NightState, Stage
-from bot.prompts import Persona
 from bot.store import Store
 from config.settings import Settings
-from training import curve, dataset, evaluation, files, gate, report, suites
+from training import dataset, evaluation, files, gate, papers, report, suites
+from training.examples import Example, Kind, read_lines, to_lines
 from training.facts import load_facts, load_replay
-from training.guide import integration_guide
 from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
-from training.page import page
 from training.pause import room_for
 from training.process import end_stale, last_words, run_job
 from training.recipe import Recipe
@@ -217,7 +213,7 @@ class NightRun:
             fans,
             facts=load_facts(),
             replay=load_replay(),
-            evaluation=suites.asked(suites.load(self._regressions)),
+            evaluation=suites.asked(suites.load()),
             now=self._now(),
             settings=Limits(new_days=self._settings.learning.new_account_days),
         )
@@ -274,7 +270,8 @@ class NightRun:
         base, folder = self._engine.base, self.folder / "evaluate"
         train = self.folder / "train"
         champion = self._serving.name
-        lessons = await asyncio.to_thread(_lessons_asked, train / "dataset", folder)
+        taught = {"lessons": (Kind.TAUGHT, Kind.CORRECTION), "regressions": (Kind.CORRECTION,)}
+        asked = await asyncio.to_thread(_asked, train / "dataset", folder, taught)
         job = EvaluateJob(
             model=base.name,
             folder=base.folder,
@@ -285,9 +282,8 @@ class NightRun:
                 ANCHOR: None,
             },
             held_out=train / "dataset" / "held_out.jsonl",
-            lessons=lessons,
             known=self._revisions.folder / "evaluated.json",
-            regressions=self._regressions,
+            **asked,
             context=self._settings.engine.context,
         )
         if not await asyncio.to_thread((folder / evaluation.FILE).is_file):
@@ -328,64 +324,20 @@ class NightRun:
         """Put the revision's folder together; after a crash the one that is there is taken."""
         if any(revision.id == self.name for revision in self._revisions.all()):
             return self._revisions.get(self.name)
-        result = self.folder / "train" / "result"
         draft = self._revisions.draft(self.name)
-        for file in result.iterdir():
-            shutil.copyfile(file, draft / file.name)
-        facts = json.loads((result / "result.json").read_bytes())
-        metadata = self._metadata(verdict, facts, manifest)
-        (draft / "qlora_config.json").write_bytes(files.to_json(self._qlora_config(draft)))
-        (draft / "evaluation.json").write_bytes(found.model_dump_json().encode())
-        (draft / "verdict.json").write_bytes(verdict.model_dump_json(indent=1).encode())
-        (draft / "INTEGRATION_GUIDE.md").write_text(integration_guide(self.name, metadata), "utf-8")
-        curve.curve(draft, json.loads((result / "curve.json").read_bytes()), self._language)
-        written = report.write_report(
-            draft, verdict, found, facts, self._language, counts=manifest["counts"]
+        facts = papers.Facts(
+            name=self.name,
+            base=self._engine.base,
+            settings=self._settings,
+            recipe=self._recipe,
+            parent=self._serving.name,
+            created_at=self._now(),
+            verdict=verdict,
+            found=found,
+            manifest=manifest,
         )
-        written.with_suffix(".html").write_text(page(written, self._language), "utf-8")
+        metadata = papers.write(draft, self.folder / "train" / "result", facts)
         return self._revisions.commit(self.name, draft, metadata)
-
-    def _metadata(
-        self, verdict: gate.Verdict, facts: Mapping[str, Any], manifest: Mapping[str, Any]
-    ) -> dict[str, Any]:
-        base = self._engine.base
-        rows = [*manifest["train"], *manifest["held_out"], *manifest["preferences"]]
-        return {
-            "created_at": self._now().isoformat(),
-            "promoted": verdict.promoted,
-            "parent": self._serving.name,
-            "base": {"name": base.name, "fingerprint": base.fingerprint},
-            "persona": Persona.load(self._settings.conversation.persona).version,
-            "template": _template(base.folder),
-            "dataset": manifest["digest"],
-            "rows": sorted(set(rows)),
-            "recipe": self._recipe.model_dump(mode="json"),
-            "seed": self._recipe.seed,
-            "training": dict(facts),
-            "figures": [figure.model_dump() for figure in verdict.figures],
-            "python": platform.python_version(),
-        }
-
-    def _qlora_config(self, draft: Path) -> dict[str, Any]:
-        base = self._engine.base
-        config = json.loads((base.folder / "config.json").read_bytes())
-        adapter = json.loads((draft / "adapter_config.json").read_bytes())
-        wanted = adapter["lora_parameters"]
-        return {
-            "base_model": base.name,
-            "base_fingerprint": base.fingerprint,
-            "quantization": config.get("quantization"),
-            "adapter": adapter["fine_tune_type"],
-            "rank": wanted["rank"],
-            "scale": wanted["scale"],
-            "lora_alpha": wanted["scale"] * wanted["rank"],
-            "target_modules": wanted["keys"],
-            "layers": adapter["num_layers"],
-        }
-
-    @property
-    def _regressions(self) -> Path:
-        return self._settings.home / "regressions.jsonl"
 
     @property
     def _language(self) -> str:
@@ -408,29 +360,22 @@ def _lesson_row(lesson: Lesson, settings: Settings) -> LessonRow:
         fan=lesson.fan_key,
         question=lesson.question,
         answer=lesson.answer,
-        turns=(),
+        turns=lesson.turns,
         state="approved" if approved else "pending",
         approved_by_admin=approved and by_admin,
         created_at=lesson.created_at,
     )
 
 
-def _lessons_asked(source: Path, folder: Path) -> Path:
-    """What fans taught, as the gate asks it: a file of its own."""
-    lines = [
-        line
+def _asked(source: Path, folder: Path, taught: Mapping[str, Collection[Kind]]) -> dict[str, Path]:
+    """What fans taught, by kind, as the gate asks it: files of their own."""
+    known = [
+        example
         for name in ("train.jsonl", "held_out.jsonl")
-        for line in (source / name).read_text("utf-8").splitlines()
-        if json.loads(line)["kind"] in {"taught", "correction"}
+        for example in read_lines(source / name, Example)
     ]
-    path = folder / "lessons.jsonl"
-    files.write(path, "".join(f"{line}\n" for line in lines).encode())
-    return path
-
-
-def _template(folder: Path) -> str:
-    """Names the chat template that prompts were made with."""
-    for name in ("chat_template.jinja", "tokenizer_config.json"):
-        if (folder / name).is_file():
-            return hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    return ""
+    paths = {}
+    for name, kinds in taught.items():
+        paths[name] = folder / f"{name}.jsonl"
+        files.write(paths[name], to_lines(one for one in known if one.kind in kinds))
+    return paths

@@ -51,10 +51,10 @@ class Recipe(BaseModel):
     rslora: bool = False
     layers: int = Field(-1, description="The last n blocks; -1 is all.")
     targets: tuple[str, ...] = LINEAR
-    sft: Phase = Phase(epochs=8, learning_rate=2e-3, batch=8)
+    sft: Phase = Phase(epochs=5, learning_rate=2e-3, batch=8)
     kto: Phase = Phase(epochs=1, learning_rate=1e-5)
     rehearsal: float | None = Field(
-        2.0, ge=0, description="Facts and talk in an epoch for each lesson; null: all of them."
+        0.7, ge=0, description="Facts and talk in an epoch for each wording taught; null: all."
     )
     beta: float = Field(0.1, gt=0, description="KTO: how far the policy may leave the reference.")
     gold: float = Field(0.1, ge=0, description="KTO: weight of the SFT loss on gold answers.")
@@ -75,7 +75,7 @@ def recommended(size: int) -> Recipe:
     return Recipe(
         rank=8,
         layers=16,
-        sft=Phase(epochs=6, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
+        sft=Phase(epochs=4, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
         kto=Phase(epochs=1, learning_rate=1e-5, batch=2),
         checkpoint_gradients=True,
     )

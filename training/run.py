@@ -33,6 +33,7 @@ from training.files import commit, sweep, to_json
 from training.job import Ended, Estimate, Progress, TrainJob, emit, read_job
 from training.recipe import Recipe
 from training.schedule import Clock
+from training.wordings import loosened
 
 if TYPE_CHECKING:
     from engine.models import LoadedModel
@@ -131,7 +132,9 @@ def read_data(dataset: Path, job: TrainJob, tokenizer: Any) -> tuple[Data, Count
 
     writer = Writer.of(tokenizer, Persona.load(job.persona), job.context, job.recipe.max_length)
     try:
-        train = writer.rows(read_lines(dataset / "train.jsonl", Example))
+        given = read_lines(dataset / "train.jsonl", Example)
+        looser = [other for example in given for other in loosened(example)]
+        train = writer.rows([*given, *looser])
         held_out = writer.rows(read_lines(dataset / "held_out.jsonl", Example))
         votes = writer.rows(read_lines(dataset / "preferences.jsonl", Preference))
     except (OSError, ValueError) as fault:

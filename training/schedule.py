@@ -13,7 +13,7 @@ from training.recipe import Phase
 
 FEW = 64  # rows rehearsed in an epoch, however little was taught
 # How they are shared out: how the bot behaves comes round more often than each of many facts.
-REHEARSED = {Kind.FACT: 0.25, Kind.FIRM: 0.125, Kind.REPLAY: 0.625}
+REHEARSED = {Kind.FACT: 0.2, Kind.FIRM: 0.125, Kind.REPLAY: 0.475, Kind.GUARD: 0.2}
 HELD = 10  # times a usual step: longer ones were held, and that time is not ours
 
 

@@ -1,28 +1,28 @@
 """What every revision is asked before it may serve: suites of cases that nothing is trained on.
 
-One JSON object a line, a file a suite; a suite's version is made from the bytes it came from.
+One JSON object a line, a file a suite; a suite's version is made from the bytes it came from. Only
+what fans taught and corrected is asked in the words that it is trained on: there are no others.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from filelock import FileLock
 from pydantic import Field, TypeAdapter, model_validator
 
 from bot.domain import Role, Turn
-from training import files
 from training.examples import Example, ask, read_lines
 from training.job import Value
 from training.metrics import Checks
 
 FOLDER = resources.files("training") / "suites"
-REGRESSIONS = "regressions"
 LESSONS = "lessons"
+REGRESSIONS = "regressions"  # mistakes that a correction mended: what they are asked is trained on
+FROM_FANS = {LESSONS, REGRESSIONS}
 HELD_OUT = "held_out"  # not asked: only losses are taken
 BRAZILIAN = "brazilian.txt"  # decides about style, as its cases do
 # Each suite, and how many tokens its answers may have: what must be said is said early.
@@ -85,9 +85,9 @@ class Suite:
         return LENGTHS[self.name]
 
 
-def load(regressions: Path | None = None) -> list[Suite]:
-    """The project's suites, with the bugs that were fixed here. Raises OSError or ValueError."""
-    return [_load(name, regressions) for name in LENGTHS if name != LESSONS]
+def load() -> list[Suite]:
+    """The project's suites. Raises OSError or ValueError."""
+    return [_load(name) for name in LENGTHS if name not in FROM_FANS]
 
 
 def taught(name: str, path: Path) -> Suite:
@@ -112,24 +112,8 @@ def asked(suites: Iterable[Suite]) -> list[tuple[str, str]]:
     ]
 
 
-def record(path: Path, case: Case) -> None:
-    """Add the case of a bug that was fixed; the same id again takes the place of the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        known = _parse(path.read_bytes()) if path.is_file() else ()
-        write_cases(path, [*(old for old in known if old.id != case.id), case])
-
-
-def write_cases(path: Path, cases: Sequence[Case]) -> None:
-    """Write a suite in one go."""
-    lines = (case.model_dump_json(exclude_defaults=True) + "\n" for case in cases)
-    files.write(path, "".join(lines).encode())
-
-
-def _load(name: str, regressions: Path | None) -> Suite:
+def _load(name: str) -> Suite:
     data = (FOLDER / f"{name}.jsonl").read_bytes()
-    if name == REGRESSIONS and regressions is not None and regressions.is_file():
-        data += regressions.read_bytes()
     cases = _parse(data)
     if len({case.id for case in cases}) < len(cases):
         raise ValueError(f"{name}: an id is there twice")
