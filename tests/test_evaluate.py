@@ -159,7 +159,7 @@ def few(monkeypatch):
     """Three cases of one suite."""
     general = next(suite for suite in suites.load() if suite.name == "general")
     cases = tuple(case for case in general.cases if case.id in ASKED)
-    monkeypatch.setattr(suites, "load", lambda _: [replace(general, cases=cases)])
+    monkeypatch.setattr(suites, "load", lambda: [replace(general, cases=cases)])
 
 
 @pytest.fixture

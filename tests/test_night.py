@@ -22,6 +22,7 @@ from config.settings import load_settings
 from config.texts import text
 from training import evaluation, files, night, satisfaction
 from training.evaluation import Evaluation, Reply, RevisionResult, Speed, SuiteResult
+from training.examples import Example, Kind, ask, read_lines, write_lines
 from training.job import Ended, Progress, read_job
 from training.nights import SCHEDULE, TERMINAL, NightShift, due
 from training.revisions import BASE, RevisionError
@@ -580,3 +581,15 @@ async def test_a_revision_that_fans_dislike_goes_back_by_itself(world, monkeypat
 
 def test_nothing_is_kept_that_json_cannot_hold():
     assert json.loads(files.to_json({"at": NOW})) == {"at": str(NOW)}
+
+
+def test_what_was_taught_and_what_was_corrected_are_asked_again(tmp_path):
+    taught = Example("lesson:1", Kind.TAUGHT, ask("Quem toca o bombo?"), "A Dulce.")
+    mended = Example("lesson:2", Kind.CORRECTION, ask("E em que ano?"), "Em 1910.")
+    fact = Example("fact:1", Kind.FACT, ask("Onde?"), "Em Faro.")
+    write_lines(tmp_path / "train.jsonl", [taught, fact])
+    write_lines(tmp_path / "held_out.jsonl", [mended])
+    kinds = {"lessons": (Kind.TAUGHT, Kind.CORRECTION), "regressions": (Kind.CORRECTION,)}
+    found = night._asked(tmp_path, tmp_path / "asked", kinds)
+    assert read_lines(found["lessons"], Example) == [taught, mended]
+    assert read_lines(found["regressions"], Example) == [mended]

@@ -398,7 +398,7 @@ def test_what_is_foretold_from_the_files_is_on_the_safe_side(embedded_model):
     fast = ComputePlan(Backend.CPU, "blas", dequantise=True, why="tests")
     slow = ComputePlan(Backend.CPU, None, dequantise=False, why="tests")
     foretold = memory.forecast(embedded_model, fast, Recipe(), shared=177, longest=258)
-    known = memory.estimate(CONFIG, Recipe(), memory.Pass(4, 177, 80, 144), 538_060_032)
+    known = memory.estimate(CONFIG, Recipe(), memory.Pass(8, 177, 80, 288), 538_060_032)
 
     assert known.total < foretold.total < 1.2 * known.total
     assert memory.forecast(embedded_model, fast, Recipe()).total > foretold.total
@@ -477,7 +477,7 @@ def test_a_job_with_the_real_model_gives_a_result_that_stock_mlx_lm_serves(
         "result.json",
     }  # fmt: skip
     facts = json.loads((result / "result.json").read_text())
-    assert facts["steps"] == 6
+    assert facts["steps"] == 12  # each question is there in looser wordings too
     held_out = facts["stages"]["sft"]["held_out"]
     assert held_out["last"] < held_out["first"]
     assert facts["peak_memory"]["mlx"] == pytest.approx(facts["estimate"]["total"], rel=0.15)

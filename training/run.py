@@ -32,7 +32,7 @@ from training.examples import Example, Preference, read_lines
 from training.files import commit, sweep, to_json
 from training.job import Ended, Estimate, Progress, TrainJob, emit, read_job
 from training.recipe import Recipe
-from training.schedule import Clock
+from training.schedule import Clock, Groups
 from training.wordings import loosened
 
 if TYPE_CHECKING:
@@ -160,18 +160,24 @@ def adapter_config(recipe: Recipe, depth: int) -> dict[str, Any]:
 
 
 def _estimate(loaded: LoadedModel, recipe: Recipe, data: Data, prefix: int) -> Estimate:
-    """From what was loaded and the largest pass that the data will make."""
+    """From what was loaded and the largest pass of all that the run will make."""
     from mlx.utils import tree_flatten
 
     held = dict(tree_flatten(loaded.model.parameters()))
     adapter = {name for name, _ in tree_flatten(loaded.model.trainable_parameters())}
     base = sum(one.nbytes for name, one in held.items() if name not in adapter)
-    passes = (
-        memory.largest([*data.train, *data.held_out], recipe.sft.batch, prefix),
-        memory.largest(data.preferences, recipe.kto.batch, prefix),
+    groups = (
+        Groups(data.train, recipe.sft, recipe.seed, recipe.rehearsal),
+        Groups(data.preferences, recipe.kto, recipe.seed),
     )
+    passes = [
+        memory.largest(rows, len(rows), prefix)
+        for some in groups
+        for step in range(some.steps)
+        for rows in some.at(step)
+    ]
     half = _dtype(loaded.model) != "float32"
-    widest = max(passes, key=lambda one: one.tokens)
+    widest = max(passes, key=lambda one: one.tokens, default=memory.largest((), 0, prefix))
     return memory.estimate(loaded.config, recipe, widest, base, half=half)
 
 
