@@ -4,10 +4,11 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
-FAST := not model and not browser and not node
+TORCH := $(VENV)/torch
+FAST := not model and not browser and not node and not torch
 ARGS ?=
 
-.PHONY: help run check test bench lock clean
+.PHONY: help run check test torch bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-8s %s\n", $$1, $$2}'
@@ -23,7 +24,10 @@ check: $(VENV)/.dev ## format, lint, types, import rules, fast tests
 	$(BIN)/pytest -q -n 2 -m "$(FAST)"
 
 test: check ## all tests, with the real model and real clients
-	$(BIN)/pytest -q -m "not ($(FAST))"
+	$(BIN)/pytest -q -m "not ($(FAST)) and not torch"
+	PYTHONPATH=$(CURDIR)/$(TORCH) $(BIN)/pytest -q -m torch
+
+torch: $(TORCH)/.done ## what the tests of exported adapters need: PyTorch, PEFT, TRL, llama.cpp
 
 bench: $(VENV)/.dev ## measure; a table and JSON
 	$(BIN)/python -m bench $(ARGS)
@@ -48,4 +52,12 @@ $(VENV)/.run: $(VENV)/.uv requirements.txt pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements-dev.txt
+	@touch $@
+
+# PyTorch has a place of its own and only its tests see it: transformers imports it wherever it finds
+# it. pip takes the build that the machine keeps for itself, or PyPI's: there is no one hash for all.
+$(TORCH)/.done: $(VENV)/.dev requirements-torch.txt
+	@rm -rf $(TORCH)
+	@$(BIN)/python -m pip install --quiet --no-deps --target $(TORCH) torch==2.13.0
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --target $(TORCH) --no-deps --require-hashes -r requirements-torch.txt
 	@touch $@

@@ -18,12 +18,12 @@ from pathlib import Path
 from bench.report import Figure, Target, figure, percentile, ratio
 from bench.streams import Options, Ours, our_engine, questions
 from bench.training import PERSONA, SUBJECTS, answer
-from config.settings import EngineSettings
+from config.settings import EngineSettings, Settings
 from training.examples import Example, Kind, ask, write_lines
 from training.files import write
 from training.job import JOB, Event, Progress, TrainJob
+from training.planned import recipe_of
 from training.process import run_job
-from training.recipe import parameters, recommended
 from training.run import DATASET
 
 GROUP = "First token while a training runs"
@@ -118,7 +118,7 @@ async def _training(ours: Ours) -> AsyncIterator[Work]:
 
 def _write_job(ours: Ours, folder: Path) -> None:
     """The job of a night, with more to do than there is time for."""
-    recipe = recommended(parameters(ours.folder))
+    recipe = recipe_of(Settings(), ours.folder)
     endless = recipe.model_copy(update={"sft": recipe.sft.model_copy(update={"epochs": EPOCHS})})
     lessons = [
         Example(str(number), Kind.TAUGHT, ask(f"What is known about {subject}?"), answer(subject))

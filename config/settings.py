@@ -110,7 +110,7 @@ class ConversationSettings(Section):
 class LearningSettings(Section):
     """Learning from what fans teach, at night."""
 
-    enabled: bool = Field(False, description="Train at night; /retrain works all the same.")
+    enabled: bool = Field(True, description="Train at night; /retrain works all the same.")
     at: str = Field(
         "03:30", pattern=r"^([01]\d|2[0-3]):[0-5]\d$", description="When the night begins."
     )
@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         (), description='Who may give admin commands, e.g. ["telegram:1","discord:2"].'
     )
     log: Literal["debug", "info", "warning", "error"] = Field("info", description="Log level.")
+    profile: Literal["auto", "m1-8gb", "m1-pro-16gb", "m1-max-32gb", "cpu", "cuda"] = Field(
+        "auto",
+        description="Kind of machine that the defaults are for: one of config/profiles.toml; `auto`"
+        " looks for itself.",
+    )
     engine: EngineSettings = EngineSettings()
     telegram: TelegramSettings = TelegramSettings()
     discord: DiscordSettings = DiscordSettings()

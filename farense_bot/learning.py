@@ -12,62 +12,19 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bot.domain import Destination, EngineStatus, Post
+from bot.domain import Destination, Post
 from bot.errors import ConfigError
-from bot.store import Store
 from config.settings import Settings
 from config.texts import number, text
-from engine import models, weights
-from engine.plan import detect
-from farense_bot.app import ensure_model, state_folder
+from farense_bot.app import state_folder
+from farense_bot.offline import Base, run_night
 from training import evaluation, files, report, suites
 from training.job import JOB, Estimate, EvaluateJob, Event
 from training.job import Progress as Step
-from training.nights import TERMINAL, NightShift
 from training.process import run_job
-from training.recipe import parameters, recommended
 from training.revisions import BASE, RevisionError, Revisions
 
 GIB = 2**30
-
-
-class _Base:
-    """The model of the settings, without loading it: nobody is served here."""
-
-    def __init__(self, settings: Settings, console: Console) -> None:
-        self.name, self.folder = ensure_model(settings, console.print)
-        config, files = models.inspect(self.folder, detect())
-        self.fingerprint = weights.fingerprint(config, files)
-
-
-class _Unserved:
-    """An engine that serves nobody: what a night puts into service waits for the next start."""
-
-    def __init__(self, base: _Base) -> None:
-        self.base = base
-
-    @property
-    def status(self) -> EngineStatus:
-        return EngineStatus(
-            ready=True,
-            model=self.base.name,
-            revision="",
-            plan="",
-            context=0,
-            running=0,
-            waiting=0,
-            tokens_per_second=0,
-            cache_bytes=0,
-        )
-
-    async def swap(self, revision: str, digest: str, build: object) -> None:
-        """Nothing is loaded here."""
-
-    async def pause(self, expected: float | None = None) -> None:
-        """Nothing has to make room."""
-
-    async def resume(self) -> None:
-        """Nothing was paused."""
 
 
 class _Terminal:
@@ -122,19 +79,11 @@ def train_now(settings: Settings, console: Console) -> int:
     """Run a night in this terminal; 0 unless it failed."""
 
     async def night() -> bool:
-        base = _Base(settings, console)
-        async with Store.open(settings.database) as store:
-            with _bar(console) as progress:
-                shift = NightShift(
-                    store=store,
-                    settings=settings,
-                    engine=_Unserved(base),
-                    announcer=_Terminal(console),
-                    recipe=recommended(parameters(base.folder)),
-                    watcher=_Bar(progress, settings.conversation.language),
-                )
-                ending = await shift.run_once(TERMINAL)
-        console.print(Markdown(shift.told(ending)))
+        base = Base(settings, console.print)
+        with _bar(console) as progress:
+            bar = _Bar(progress, settings.conversation.language)
+            ending, told = await run_night(settings, base, _Terminal(console), bar)
+        console.print(Markdown(told))
         return ending.state != "failed"
 
     with state_folder(settings):
@@ -148,7 +97,7 @@ def evaluate_now(
     own = [name for name in suites.LENGTHS if name not in suites.FROM_FANS]
     if suite is not None and suite not in own:
         raise ConfigError("error.suite", name=suite, known=", ".join(own))
-    base, found = _Base(settings, console), Revisions(settings.revisions)
+    base, found = Base(settings, console.print), Revisions(settings.revisions)
     name = revision or found.current
     chosen = None if name == BASE else found.verify(name, base.fingerprint).folder
     language = settings.conversation.language

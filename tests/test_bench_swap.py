@@ -14,6 +14,7 @@ from bench.swap import Round, Wait
 from engine.lora import read_adapter, with_adapter
 from tests.tiny import tiny_model
 from training.job import Ended, Progress, TrainJob, read_job
+from training.recipe import Recipe
 
 
 def named(figures):
@@ -76,7 +77,7 @@ def test_twice_the_wait_of_an_idle_engine_is_allowed_at_p95():
 
 @pytest.fixture
 def ours(tmp_path, monkeypatch):
-    monkeypatch.setattr(beside, "parameters", lambda _folder: 1)
+    monkeypatch.setattr(beside, "recipe_of", lambda *_: Recipe())
     status = SimpleNamespace(running=0, waiting=0)
     return SimpleNamespace(folder=tmp_path, engine=SimpleNamespace(status=status))
 

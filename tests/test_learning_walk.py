@@ -152,6 +152,7 @@ async def running(home: Path, log: Path, **settings: str) -> AsyncIterator[None]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("FARENSE_")}
     port = free_port()
     given = {"FARENSE_HOME": str(home), "FARENSE_WEB__PORT": str(port), "PYTHONPATH": str(ROOT)}
+    given["FARENSE_LEARNING__ENABLED"] = "false"  # nights begin when the test asks for them
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "farense_bot", "run"),

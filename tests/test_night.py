@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bot.domain import Chat, Destination, EngineStatus, Fan, Platform, Source
+from bot.domain import Chat, Destination, EngineStatus, Fan, Platform, Role, Source, Turn
 from bot.errors import EngineDead, Refusal
-from bot.learning import LessonKind, LessonState, NightState
+from bot.learning import LessonKind, LessonState, NightState, RatedAnswer
 from bot.rules import Grant
 from bot.store import Store
 from config.settings import load_settings
@@ -264,6 +264,26 @@ async def test_a_flood_of_one_account_changes_nothing_and_is_told(world):
     assert world.current == BASE
     assert await world.store.next_lesson() == (None, 0)
     assert any(text("night.flooded", n=200) in said for _, said in world.announcer.said)
+
+
+async def test_a_flood_of_votes_alone_is_told_in_the_night_after_it_and_no_more(world, monkeypatch):
+    votes = [
+        RatedAnswer(
+            answer_id=n, fan_key="telegram:7", value=-1, turns=(Turn(Role.USER, f"Pergunta {n}?"),),
+            answer=f"Resposta {n}.", revision="base", created_at=NOW - timedelta(hours=1),
+        )
+        for n in range(60)
+    ]  # fmt: skip
+
+    async def rated():
+        return votes
+
+    monkeypatch.setattr(world.store, "rated_answers", rated)
+    flooded = text("night.flooded_votes", n=60)
+    await world.night()
+    assert sum(flooded in said for _, said in world.announcer.said) == 1
+    await world.night()
+    assert sum(flooded in said for _, said in world.announcer.said) == 1
 
 
 @pytest.mark.parametrize("approved", [False, True])

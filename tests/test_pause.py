@@ -29,7 +29,7 @@ from training.examples import Example, Kind, write_lines
 from training.examples import ask as asked
 from training.job import Ended, Estimate, EvaluateJob, TrainJob
 from training.pause import forecast
-from training.recipe import Recipe, recommended
+from training.recipe import Recipe, named_recipe
 
 GIB = 2**30
 MISTRAL = {
@@ -291,7 +291,7 @@ async def test_a_model_that_does_not_come_back_ends_the_engine(clock, second):
 
 def mistral():
     largest = memory.Pass(rows=2, shared=0, length=512, targets=1024)
-    recipe = recommended(7_241_732_096)
+    recipe = named_recipe("qlora")
     return memory.estimate(MISTRAL, recipe, largest, MISTRAL_BYTES, half=True)
 
 

@@ -27,7 +27,8 @@ HEADERS = {"X-Farense": "1"}
 def environment(home: Path, **more: str) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("FARENSE_")}
     # A test's folder may hold its own `.env`; the checkout's must not count.
-    return {**kept, "FARENSE_HOME": str(home), "PYTHONPATH": str(ROOT), **more}
+    night = {"FARENSE_LEARNING__ENABLED": "false"}  # whatever the hour is
+    return {**kept, **night, "FARENSE_HOME": str(home), "PYTHONPATH": str(ROOT), **more}
 
 
 def run(home: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 
 from config.settings import SecretInToml, UnknownSetting, load_settings
-from farense_bot.cli import _session
+from farense_bot.session import session
 
 
 @pytest.fixture(autouse=True)
@@ -110,7 +110,7 @@ def complaint(capsys):
     """Run `farense-bot doctor` here and return what it complains about."""
 
     def run() -> str:
-        with pytest.raises(typer.Exit) as ended, _session(None, None, "error"):
+        with pytest.raises(typer.Exit) as ended, session(None, None, "error"):
             pytest.fail("the settings were taken")
         assert ended.value.exit_code == 1
         return capsys.readouterr().err.replace("\n", " ")

@@ -18,13 +18,26 @@ FILES = {
         *("pyproject.toml", "--group", "build", "--group", "embedded"),
         *("--group", "dev", "--group", "bootstrap", "-c", "requirements.txt"),
     ),
+    # On top of the environment: nothing of what is in it already.
+    "requirements-torch.txt": (
+        *("pyproject.toml", "--group", "dev", "--group", "interchange"),
+        *("-c", "requirements-dev.txt"),
+    ),
 }
+ON_TOP = "requirements-torch.txt"
+
+
+def installed() -> list[str]:
+    """Names of the packages that the environment for developers has."""
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    return sorted({line.split("==")[0] for line in lines if "==" in line and "'never'" not in line})
 
 
 def main() -> None:
-    """Write the three requirements files."""
+    """Write the requirements files."""
     for name, options in FILES.items():
-        subprocess.run([*COMPILE, *options, "-o", name], cwd=ROOT, check=True)
+        left_out = [f"--no-emit-package={each}" for each in installed()] if name == ON_TOP else []
+        subprocess.run([*COMPILE, *options, *left_out, "-o", name], cwd=ROOT, check=True)
         print(f"{name}: {sum('==' in line for line in (ROOT / name).open())} packages")
 
 

@@ -9,7 +9,7 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -56,6 +56,25 @@ class Spoken:
     total: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of answers that are written together: prompt tokens read, pieces written."""
+
+    seconds: float
+    read: int
+    pieces: int
+
+
+def until_first(steps: Iterable[Step]) -> float:
+    """Seconds until the first piece of an answer came."""
+    total = 0.0
+    for step in steps:
+        total += step.seconds
+        if step.pieces:
+            break
+    return total
+
+
 class Interviewer:
     """Asks one model."""
 
@@ -96,18 +115,27 @@ class Interviewer:
         probes = [Question(f"speed:{one.name}", one.turns, PROBE_TOKENS) for one in questions]
         for _ in self.ask(probes[:1]):
             pass  # the persona is read by now, and the caches are warm
-        for probe in probes:
-            self._view.admit(self._request(probe), probe.max_tokens)
-        steps: list[float] = []
-        first, pieces = 0.0, 0
+        steps = list(self.steps(probes))
+        usual = statistics.median(step.seconds for step in steps)
+        pieces = sum(step.pieces for step in steps)
+        return Speed(
+            first_token=until_first(steps), tokens_per_second=pieces / (usual * len(steps))
+        )
+
+    def steps(self, questions: Sequence[Question]) -> Iterator[Step]:
+        """Answer all of them together, step by step."""
+        for question in questions:
+            self._view.admit(self._request(question), question.max_tokens)
         while not self._view.idle:
             began = time.perf_counter()
             reports = self._view.step(CHUNK)
-            steps.append(time.perf_counter() - began)
-            pieces += sum(isinstance(report, Piece) for report in reports)
-            first = first or (sum(steps) if pieces else 0.0)
-        usual = statistics.median(steps)
-        return Speed(first_token=first, tokens_per_second=pieces / (usual * len(steps)))
+            seconds = time.perf_counter() - began
+            pieces = 0
+            for report in reports:
+                if isinstance(report, Failed):
+                    raise report.error
+                pieces += isinstance(report, Piece)
+            yield Step(seconds, self._view.last_read, pieces)
 
     def losses(self, examples: Sequence[Example]) -> dict[str, float]:
         """Completion-only loss of each right answer, in nats a token; always in the same order."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,21 @@ def curve(folder: Path, history: Mapping[str, Points], language: str = "pt") -> 
 
     Opaque paper: readable on a dark page as on a light one.
     """
+    with _figure(history, language) as figure:
+        figure.savefig(folder / "loss.png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(folder / "loss.svg", metadata={"Date": None})
+
+
+def drawing(history: Mapping[str, Points], language: str = "pt") -> str:
+    """The same as SVG, for where it is shown while it grows."""
+    image = io.StringIO()
+    with _figure(history, language) as figure:
+        figure.savefig(image, format="svg", metadata={"Date": None})
+    return image.getvalue()
+
+
+@contextmanager
+def _figure(history: Mapping[str, Points], language: str) -> Iterator[Any]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -33,8 +50,7 @@ def curve(folder: Path, history: Mapping[str, Points], language: str = "pt") -> 
         axes = figure.subplots(1, count, squeeze=False, width_ratios=WIDTHS[:count])
         for axis, stage in zip(axes[0], stages, strict=False):
             _draw(axis, history[stage], stage, language)
-        figure.savefig(folder / "loss.png", dpi=DPI, metadata={"Software": None})
-        figure.savefig(folder / "loss.svg", metadata={"Date": None})
+        yield figure
 
 
 def _draw(axis: Any, points: Points, stage: str, language: str) -> None:

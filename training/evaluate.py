@@ -18,6 +18,7 @@ from training.child import quietly
 from training.evaluation import Evaluation, Known, Reply, RevisionResult, Speed, SuiteResult
 from training.examples import Example, Kind
 from training.job import Ended, EvaluateJob, Progress, emit, read_job
+from training.run import NO_ROOM
 from training.suites import Case, Suite
 
 if TYPE_CHECKING:  # imports MLX, which must wait for the plan's BLAS
@@ -52,8 +53,10 @@ def reason_of(fault: Exception) -> Any:
         return "nan"
     if isinstance(fault, OSError) and fault.errno in {errno.ENOSPC, errno.EDQUOT}:
         return "disk"
-    if isinstance(fault, MemoryError) or (
-        isinstance(fault, RuntimeError) and any(w in str(fault).lower() for w in OUT_OF_MEMORY)
+    if (
+        isinstance(fault, MemoryError)
+        or getattr(fault, "key", "") == NO_ROOM
+        or (isinstance(fault, RuntimeError) and any(w in str(fault).lower() for w in OUT_OF_MEMORY))
     ):
         return "memory"
     return "model" if isinstance(fault, FarenseError | ValueError | OSError) else "fault"
@@ -214,6 +217,8 @@ def _read(job: EvaluateJob) -> list[Suite]:
             suites.HELD_OUT: job.held_out,
         }
         read += [suites.taught(name, path) for name, path in given.items() if path]
+        if job.limit:
+            read = [suites.part(suite, job.limit) for suite in read]
     except (OSError, ValueError) as fault:
         raise DatasetError(str(fault)) from fault
     return read

@@ -8,9 +8,11 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+FILE = "INTEGRATION_GUIDE.md"
 
-def integration_guide(name: str, metadata: Mapping[str, Any]) -> str:
-    """The Markdown of INTEGRATION_GUIDE.md."""
+
+def integration_guide(name: str, metadata: Mapping[str, Any], form: str | None = None) -> str:
+    """The Markdown of a revision's own guide, or of the one in a folder of an export format."""
     source = (files("training") / "data" / "integration_guide.md.j2").read_text("utf-8")
     environment = Environment(
         undefined=StrictUndefined,
@@ -18,4 +20,4 @@ def integration_guide(name: str, metadata: Mapping[str, Any]) -> str:
         keep_trailing_newline=True,
         trim_blocks=True,
     )
-    return environment.from_string(source).render(name=name, **metadata)
+    return environment.from_string(source).render(name=name, form=form, **metadata)

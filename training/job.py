@@ -57,22 +57,43 @@ class EvaluateJob(Value):
     lessons: Path | None = None  # an Example file whose questions are asked too
     regressions: Path | None = None  # an Example file of corrections: none may be lost again
     known: Path | None = None
+    limit: int | None = Field(None, ge=1, description="Cases of each suite; null: all.")
     context: int = 4096
 
 
-Job = TrainJob | EvaluateJob
+class ServeJob(Value):
+    """Serve a base with an adapter on it as the engine does, and measure that.
+
+    The job's folder gets `served.json` (see training.compare.serve). `probes` are asked for the
+    time that answers take, `questions` for what is answered.
+    """
+
+    task: Literal["serve"] = "serve"
+    model: str
+    folder: Path
+    adapter: Path | None
+    persona: str
+    probes: tuple[str, ...] = Field(min_length=1)
+    rounds: int = Field(3, ge=1)
+    questions: tuple[str, ...] = ()
+    held_out: Path | None = None  # an Example file: its loss without the adapter and with it
+    context: int = 4096
+
+
+Job = TrainJob | EvaluateJob | ServeJob
 
 
 class Progress(Value):
     """How far a child is. Losses are means over completion tokens, in nats."""
 
     event: Literal["progress"] = "progress"
-    stage: Literal["load", "sft", "reference", "kto", "evaluate"]
+    stage: Literal["load", "sft", "reference", "kto", "evaluate", "serve"]
     step: int
     steps: int
     loss: float | None = None
     held_out: float | None = None
     tokens_per_second: float | None = None
+    seconds: float | None = None  # that the step took
 
 
 class Estimate(Value):

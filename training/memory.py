@@ -20,6 +20,7 @@ from training.recipe import LINEAR, Recipe
 
 FLOAT, HALF = 4, 2
 LOGITS = 3  # copies at once: themselves, their probabilities, their gradient
+SPARE = 1.1  # for what nobody counted
 ANSWERS = 2**30  # bytes for adapters, caches and logits of a test, whose answers come in turns
 
 Choice = Literal["auto", "always", "never"]
@@ -94,7 +95,7 @@ def estimate(
 ) -> Estimate:
     """Bytes of a run by part. `weights` are the base's as loaded; `half` if it computes in them."""
     model = Model.of(config)
-    adapter = _adapter(model, recipe)
+    adapter = adapter_bytes(model, recipe)
     layer = _layer(model, recipe, largest, HALF if half else FLOAT)
     trained = model.layers if recipe.layers < 0 else min(recipe.layers, model.layers)
     kept = largest.tokens * model.width * (HALF if half else FLOAT)  # a layer's input
@@ -125,16 +126,37 @@ def forecast(
     `shared` are the persona's tokens, `longest` those of the longest text. Raises ModelError.
     """
     config, files = read_config(folder), check(folder)
+    weights = memory_needed(config, files, dequantise=plan.dequantise)
+    greatest = greatest_pass(recipe, shared, longest)
+    return estimate(config, recipe, greatest, weights, half=not plan.dequantise)
+
+
+def adapter_bytes(model: Model, recipe: Recipe) -> int:
+    """Bytes of the trained weights, float32."""
+    trained = model.layers if recipe.layers < 0 else min(recipe.layers, model.layers)
+    sizes = [model.linear(name) for name in recipe.targets]
+    each = sum(recipe.rank * (rows + columns) for rows, columns in sizes)
+    if recipe.kind == "dora":
+        each += sum(columns for _, columns in sizes)
+    return trained * each * FLOAT
+
+
+def greatest_pass(recipe: Recipe, shared: int = 0, longest: int | None = None) -> Pass:
+    """The largest pass that a recipe allows, with answers as long as the texts."""
     rows = max(recipe.sft.batch, recipe.kto.batch)
     length = _up(max(PIECE, (longest or recipe.max_length) - shared), PIECE)
-    greatest = Pass(rows=rows, shared=shared, length=length, targets=rows * length)
-    weights = memory_needed(config, files, dequantise=plan.dequantise)
-    return estimate(config, recipe, greatest, weights, half=not plan.dequantise)
+    return Pass(rows=rows, shared=shared, length=length, targets=rows * length)
 
 
 def forecast_evaluation(folder: Path, plan: ComputePlan) -> Estimate:
     """What testing revisions of a base will take. Raises ModelError."""
-    weights = memory_needed(read_config(folder), check(folder), dequantise=plan.dequantise)
+    return estimate_evaluation(
+        memory_needed(read_config(folder), check(folder), dequantise=plan.dequantise)
+    )
+
+
+def estimate_evaluation(weights: int) -> Estimate:
+    """The same from the bytes of the base's weights as loaded."""
     return Estimate(total=weights + ANSWERS, parts={"weights": weights, "answers": ANSWERS})
 
 
@@ -152,8 +174,8 @@ def must_pause(choice: Choice, estimated: Estimate, room: int) -> bool:
 
 
 def fits(estimated: Estimate, available: int) -> bool:
-    """Whether there is room, with a tenth to spare for what nobody counted."""
-    return estimated.total * 1.1 <= available
+    """Whether there is room, with a tenth to spare."""
+    return estimated.total * SPARE <= available
 
 
 def largest(rows: Sequence[Row], batch: int, shared: int) -> Pass:
@@ -167,16 +189,6 @@ def largest(rows: Sequence[Row], batch: int, shared: int) -> Pass:
         length=_up(len(longest[-1]) - 1 - shared, PIECE),
         targets=_up(sum(len(row.completion) for row in longest), MANY),
     )
-
-
-def _adapter(model: Model, recipe: Recipe) -> int:
-    """Bytes of the trained weights, float32."""
-    trained = model.layers if recipe.layers < 0 else min(recipe.layers, model.layers)
-    sizes = [model.linear(name) for name in recipe.targets]
-    each = sum(recipe.rank * (rows + columns) for rows, columns in sizes)
-    if recipe.kind == "dora":
-        each += sum(columns for _, columns in sizes)
-    return trained * each * FLOAT
 
 
 def _layer(model: Model, recipe: Recipe, largest: Pass, size: int) -> int:

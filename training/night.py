@@ -18,18 +18,17 @@ from typing import Any
 import structlog
 
 from bot.errors import FarenseError
-from bot.learning import Lesson, LessonState, Night, NightState, Stage
+from bot.learning import Night, NightState, Stage
 from bot.store import Store
 from config.settings import Settings
-from training import dataset, evaluation, files, gate, papers, report, suites
+from training import dataset, evaluation, files, gate, papers, report
 from training.examples import Example, Kind, read_lines, to_lines
-from training.facts import load_facts, load_replay
+from training.gather import gather
 from training.job import JOB, Ended, EvaluateJob, Event, TrainJob
 from training.pause import room_for
 from training.process import end_stale, last_words, run_job
 from training.recipe import Recipe
 from training.revisions import BASE, Revision, Revisions
-from training.rows import FanRow, LessonRow, Limits, VoteRow
 from training.serving import LearningEngine, Serving
 
 log = structlog.get_logger(__name__)
@@ -82,7 +81,7 @@ class NightRun:
         serving: Serving,
         recipe: Recipe,
         on_event: Callable[[Event], None],
-        on_flood: Callable[[int], Awaitable[None]],
+        on_flood: Callable[[str, int], Awaitable[None]],
         now: Callable[[], datetime],
         force: bool = False,
     ) -> None:
@@ -169,62 +168,27 @@ class NightRun:
         folder = self.folder / "train" / "dataset"
         manifest = folder / "manifest.json"
         if not await asyncio.to_thread(manifest.is_file):
-            lessons, votes, fans = await self._rows()
-            made = await asyncio.to_thread(self._build, lessons, votes, fans)
+            made = await gather(self._store, self._settings, self._now())
             await self._set_apart(made)
             await asyncio.to_thread(self._check_worth, made)
             await asyncio.to_thread(made.write, folder)
         found: Mapping[str, Any] = json.loads(await asyncio.to_thread(manifest.read_bytes))
         return found
 
-    async def _rows(self) -> tuple[list[LessonRow], list[VoteRow], list[FanRow]]:
-        lessons = [_lesson_row(lesson, self._settings) for lesson in await self._store.lessons()]
-        votes = [
-            VoteRow(
-                answer_id=one.answer_id,
-                fan=one.fan_key,
-                value=1 if one.value > 0 else -1,
-                turns=one.turns,
-                answer=one.answer,
-                revision=one.revision,
-                created_at=one.created_at,
-            )
-            for one in await self._store.rated_answers()
-        ]
-        fans = [
-            FanRow(
-                fan=one.fan_key,
-                first_seen=one.first_seen,
-                approved=one.approved,
-                rejected=one.rejected,
-                admin=self._settings.is_admin(one.fan_key),
-                released=one.released,
-            )
-            for one in await self._store.standings()
-        ]
-        return lessons, votes, fans
-
-    def _build(
-        self, lessons: list[LessonRow], votes: list[VoteRow], fans: list[FanRow]
-    ) -> dataset.Dataset:
-        return dataset.build(
-            lessons,
-            votes,
-            fans,
-            facts=load_facts(),
-            replay=load_replay(),
-            evaluation=suites.asked(suites.load()),
-            now=self._now(),
-            settings=Limits(new_days=self._settings.learning.new_account_days),
-        )
-
     async def _set_apart(self, made: dataset.Dataset) -> None:
-        """Quarantine floods in the store, and say so the first time."""
+        """Quarantine floods in the store, and say so the first time.
+
+        Of votes alone there is nothing to set apart: they are told in the night after they came.
+        """
+        nights = await self._store.nights(2)
+        before = nights[1].started_at if len(nights) > 1 else None
         for flood in made.quarantine:
             new = await self._store.quarantine(flood.lessons)
             log.warning("flood", lessons=len(flood.lessons), votes=flood.votes, new=new)
             if new:
-                await self._on_flood(new)
+                await self._on_flood("night.flooded", new)
+            elif flood.last_vote and (before is None or flood.last_vote > before):
+                await self._on_flood("night.flooded_votes", flood.votes)
 
     def _check_worth(self, made: dataset.Dataset) -> None:
         """Whether there is enough that is new, and of more than one fan."""
@@ -349,22 +313,6 @@ def sweep(revisions: Path, night_id: int) -> None:
     for left in revisions.glob(f"{FOLDER}*"):
         if left.name != f"{FOLDER}{night_id}":
             shutil.rmtree(left, ignore_errors=True)
-
-
-def _lesson_row(lesson: Lesson, settings: Settings) -> LessonRow:
-    by_admin = lesson.decided_by is not None and settings.is_admin(lesson.decided_by)
-    approved = lesson.state is LessonState.APPROVED
-    return LessonRow(
-        id=lesson.id,
-        kind="taught" if lesson.kind == "taught" else "correction",
-        fan=lesson.fan_key,
-        question=lesson.question,
-        answer=lesson.answer,
-        turns=lesson.turns,
-        state="approved" if approved else "pending",
-        approved_by_admin=approved and by_admin,
-        created_at=lesson.created_at,
-    )
 
 
 def _asked(source: Path, folder: Path, taught: Mapping[str, Collection[Kind]]) -> dict[str, Path]:

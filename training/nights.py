@@ -184,7 +184,7 @@ class NightShift:
             serving=self.serving,
             recipe=self._recipe,
             on_event=lambda event: self._on_event(event, telling),
-            on_flood=lambda count: self._tell(to, "night.flooded", n=count),
+            on_flood=lambda key, count: self._tell(to, key, n=count),
             now=self._now,
             force=night.started_by == TERMINAL,
         )

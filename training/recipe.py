@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from bot.errors import ConfigError
+from config.profiles import Method, Numbers, Profile, recipes
 from engine import weights
 
 LINEAR = (
@@ -22,9 +24,14 @@ LINEAR = (
     "mlp.up_proj",
     "mlp.down_proj",
 )
-
+TARGETS = {
+    "linear": LINEAR,
+    "q,v": (LINEAR[0], LINEAR[2]),
+    "q,k,v": LINEAR[:3],
+}
 
 FLOAT = 4  # bytes
+VOTES_RATE = 1e-5  # the learning rate of the stage that learns votes
 SMALL = 1_000_000_000  # parameters, below which a model learns with all its layers in no time
 
 
@@ -52,7 +59,7 @@ class Recipe(BaseModel):
     layers: int = Field(-1, description="The last n blocks; -1 is all.")
     targets: tuple[str, ...] = LINEAR
     sft: Phase = Phase(epochs=5, learning_rate=2e-3, batch=8)
-    kto: Phase = Phase(epochs=1, learning_rate=1e-5)
+    kto: Phase = Phase(epochs=1, learning_rate=VOTES_RATE)
     rehearsal: float | None = Field(
         0.7, ge=0, description="Facts and talk in an epoch for each wording taught; null: all."
     )
@@ -68,16 +75,47 @@ class Recipe(BaseModel):
     seed: int = 7
 
 
-def recommended(size: int) -> Recipe:
-    """A recipe for a base of so many parameters."""
+def recipe_for(profile: Profile, method: Method, size: int) -> Recipe:
+    """A profile's recipe for a method and a base of so many parameters."""
+    return named_recipe(recipe_name(profile, method, size))
+
+
+def recipe_name(profile: Profile, method: Method, size: int) -> str:
+    """The name of that recipe."""
     if size < SMALL:
-        return Recipe()
+        return "small"
+    return profile.qlora if method == "qlora" else profile.lora
+
+
+def named_recipe(name: str) -> Recipe:
+    """A recipe of config/profiles.toml, ours or the original document's. Raises ConfigError."""
+    known = recipes()
+    if name not in known:
+        raise ConfigError("error.recipe", name=name, known=", ".join(known))
+    return _made(known[name])
+
+
+def _made(numbers: Numbers) -> Recipe:
     return Recipe(
-        rank=8,
-        layers=16,
-        sft=Phase(epochs=4, learning_rate=1e-4, warmup=10, batch=2, accumulation=2),
-        kto=Phase(epochs=1, learning_rate=1e-5, batch=2),
-        checkpoint_gradients=True,
+        rank=numbers.rank,
+        scale=numbers.scale,
+        layers=numbers.layers,
+        targets=TARGETS[numbers.targets],
+        sft=Phase(
+            epochs=numbers.epochs,
+            learning_rate=numbers.learning_rate,
+            warmup=numbers.warmup,
+            batch=numbers.batch,
+            accumulation=numbers.accumulation,
+        ),
+        kto=Phase(
+            epochs=1,
+            learning_rate=VOTES_RATE,
+            batch=numbers.votes_batch,
+            accumulation=numbers.votes_accumulation,
+        ),
+        max_length=numbers.length,
+        checkpoint_gradients=numbers.checkpoint,
     )
 
 

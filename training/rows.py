@@ -121,3 +121,4 @@ class Quarantine:
     fan: str
     lessons: tuple[int, ...]
     votes: int
+    last_vote: datetime | None = None

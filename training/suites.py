@@ -7,10 +7,11 @@ what fans taught and corrected is asked in the words that it is trained on: ther
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -18,6 +19,8 @@ from bot.domain import Role, Turn
 from training.examples import Example, ask, read_lines
 from training.job import Value
 from training.metrics import Checks
+
+T = TypeVar("T")
 
 FOLDER = resources.files("training") / "suites"
 LESSONS = "lessons"
@@ -99,6 +102,20 @@ def taught(name: str, path: Path) -> Suite:
         Case(id=one.id, turns=_said(one), answer=one.answer) for one in read_lines(path, Example)
     )
     return Suite(name, _digest(path.read_bytes()), tuple(cases), exact=False)
+
+
+def spread(items: Sequence[T], count: int) -> tuple[T, ...]:
+    """At most so many of them, evenly spread."""
+    if count >= len(items):
+        return tuple(items)
+    return tuple(items[at * len(items) // count] for at in range(count))
+
+
+def part(suite: Suite, count: int) -> Suite:
+    """So many of a suite's cases at most: a suite of its own."""
+    if count >= len(suite.cases):
+        return suite
+    return replace(suite, version=f"{suite.version}/{count}", cases=spread(suite.cases, count))
 
 
 def asked(suites: Iterable[Suite]) -> list[tuple[str, str]]:

@@ -220,6 +220,7 @@ class Trainer:
                 loss=point["loss"],
                 held_out=point.get("held_out"),
                 tokens_per_second=read / took if took else None,
+                seconds=took,
             )
         )
         if last or state.step % recipe.save_every == 0:

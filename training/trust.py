@@ -54,7 +54,8 @@ def floods(
             _is_flood([row.created_at for row in voted[fan]], limits.flood_votes, since)
         ):
             ids = tuple(sorted(row.id for row in taught[fan]))
-            found.append(Quarantine(fan, ids, len(voted[fan])))
+            last = max((row.created_at for row in voted[fan]), default=None)
+            found.append(Quarantine(fan, ids, len(voted[fan]), last))
     return found
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
-from training.job import TrainJob, read_job
+from training.job import ServeJob, TrainJob, read_job
 
 STDIN = 0
 
@@ -16,10 +16,15 @@ def do(folder: Path) -> int:
     """Do the job in a folder; 0 when it went well."""
     if not sys.stdin.isatty():
         watch_parent()
-    if isinstance(read_job(folder), TrainJob):
+    job = read_job(folder)
+    if isinstance(job, TrainJob):
         from training.run import train
 
         return train(folder)
+    if isinstance(job, ServeJob):
+        from training.compare.serve import serve
+
+        return serve(folder, job)
     from training.evaluate import evaluate
 
     return evaluate(folder)

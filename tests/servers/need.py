@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -18,7 +20,17 @@ def need(path_or_command: Path | str, why: str) -> str:
     )
     if found:
         return found
-    reason = f"{path_or_command} is missing: {why}"
+    return _miss(str(path_or_command), why)
+
+
+def need_module(name: str, why: str) -> None:
+    """A Python package; the running test ends here when there is none."""
+    if importlib.util.find_spec(name) is None:
+        _miss(name, why)
+
+
+def _miss(name: str, why: str) -> NoReturn:
+    reason = f"{name} is missing: {why}"
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)

@@ -1,0 +1,1 @@
+"""LoRA and QLoRA side by side: trained, served and judged on this machine."""

@@ -1,0 +1,1 @@
+"""Revisions for other programs, and back: PEFT, mlx-lm, GGUF, and fused models."""
