@@ -28,6 +28,8 @@ HALF = 2  # bytes of a 16-bit number
 SPARE = 512 * 2**20  # bytes of disk to leave free
 GIB = 2**30
 
+Convert = Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]]  # a model and its config.json
+
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
@@ -120,26 +122,26 @@ def _convert(
     source: Path,
     target: Path,
     size: int,
-    convert: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]],
+    convert: Convert,
 ) -> Path:
     if target.exists():
         raise ModelError("error.model_exists", path=target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_disk(size, target.parent)
+        check_disk(size + SPARE, target.parent)
         with whole(target) as draft:
-            _write(source, draft, convert)
+            write_model(source, draft, convert)
     except OSError as fault:
         raise ModelError("error.model_unwritable", path=target, detail=fault) from fault
     return target
 
 
-def _write(
-    source: Path,
-    draft: Path,
-    convert: Callable[[Any, dict[str, Any]], tuple[Any, dict[str, Any]]],
-) -> None:
-    """Tensors are read, converted and written a few at a time: MLX computes them when saved."""
+def write_model(source: Path, draft: Path, convert: Convert) -> None:
+    """Write what `convert` makes of a model into an empty folder, with all that belongs to it.
+
+    Tensors are read, converted and written a few at a time: MLX computes each file of weights (5 GB
+    at most) when it is saved. Raises ModelError or OSError.
+    """
     utils = models.mlx_lm_utils()
     with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm's remarks; a person sees our bar
         try:
@@ -156,11 +158,12 @@ def _write(
     weights.check(draft)
 
 
-def _check_disk(size: int, folder: Path) -> None:
+def check_disk(needed: int, folder: Path) -> None:
+    """Whether so many bytes fit on a folder's disk. Raises ModelError."""
     free = shutil.disk_usage(folder).free
-    if size + SPARE > free:
-        needed = round((size + SPARE) / GIB, 1)
-        raise ModelError("error.convert_disk", needed=needed, free=round(free / GIB, 1))
+    if needed > free:
+        sizes = {"needed": round(needed / GIB, 1), "free": round(free / GIB, 1)}
+        raise ModelError("error.convert_disk", **sizes)
 
 
 def _listed(known: tuple[object, ...]) -> str:

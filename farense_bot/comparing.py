@@ -6,13 +6,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
 from config.settings import Settings
 from config.texts import text
 from engine import models
 from engine.quantize import parameters
 from farense_bot.app import ensure_model, state_folder
+from farense_bot.bars import bars
 from training.compare import contest, report, sides
 from training.compare.bases import prepare_bases
 from training.compare.contest import Contest, Runner
@@ -93,14 +94,14 @@ def compare_now(
         said = text(f"compare.{'resumed' if begun else 'begun'}", language, path=place)
         console.print(said, markup=False, soft_wrap=True)
         try:
-            with _progress(console) as progress:
+            with bars(console) as progress:
                 found = Runner(made, place, _Bars(progress, made.repetitions, language)).run()
         except KeyboardInterrupt:
             console.print(text("compare.stopped", language))
             return INTERRUPTED
         written = report.write(place, found)
         contest.finish(place, found)
-        console.print(report.table(found, language))
+        console.print(report.table(found, language), soft_wrap=False)
         console.print(text("compare.done", language, path=written), markup=False, soft_wrap=True)
     return 0
 
@@ -154,14 +155,3 @@ def _place(settings: Settings, made: Contest, out: Path | None) -> tuple[Path, b
     if out:
         return contest.place_at(out.expanduser().absolute(), made)
     return contest.place_in(settings.home / FOLDER, made, datetime.now(UTC).astimezone())
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markdown import Markdown
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from bot.domain import Destination, Post
@@ -17,6 +17,7 @@ from bot.errors import ConfigError
 from config.settings import Settings
 from config.texts import number, text
 from farense_bot.app import state_folder
+from farense_bot.bars import bars
 from farense_bot.offline import Base, run_night
 from training import evaluation, files, report, suites
 from training.job import JOB, Estimate, EvaluateJob, Event
@@ -41,17 +42,6 @@ class _Terminal:
     async def revise(self, _to: Destination, _message_id: str, _post: Post) -> bool:
         """The bar shows how far it is."""
         return False
-
-
-def _bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
 
 
 class _Bar:
@@ -80,7 +70,7 @@ def train_now(settings: Settings, console: Console) -> int:
 
     async def night() -> bool:
         base = Base(settings, console.print)
-        with _bar(console) as progress:
+        with bars(console) as progress:
             bar = _Bar(progress, settings.conversation.language)
             ending, told = await run_night(settings, base, _Terminal(console), bar)
         console.print(Markdown(told))
@@ -112,7 +102,7 @@ def evaluate_now(
             context=settings.engine.context,
         )
         files.write(folder / JOB, job.model_dump_json().encode())
-        with _bar(console) as progress:
+        with bars(console) as progress:
             ended = asyncio.run(run_job(folder, _Bar(progress, language), lambda: False))
         if not ended.ok:
             console.print(

@@ -315,14 +315,23 @@ def test_a_training_whose_figures_were_lost_is_made_again(both, tmp_path):
 def test_other_settings_are_another_comparison(both, tmp_path, half):
     made = a_contest(both)
     others = [
-        a_contest(both, repetitions=3),
         a_contest(both, data=DATA.part(18, 4)),
         a_contest(both, quick=True),
         a_contest(both, sides=sides.entries(sides.of_profile(profiles()["cpu"], 1), quick=False)),
         a_contest({**both, "lora": both["qlora"]}),
     ]
-    assert len({one.id for one in [made, *others]}) == 6
+    assert len({one.id for one in [made, *others]}) == 5
     assert a_contest(both).id == made.id
+
+
+def test_an_interrupted_one_may_end_with_fewer_repetitions(both, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(a_contest(both, repetitions=3), tmp_path / "c", Children(dies=7))
+    fewer, children = a_contest(both, repetitions=1), Children()
+    assert place_at(tmp_path / "c", fewer) == (tmp_path / "c", True)
+    found = run(fewer, tmp_path / "c", children)
+    assert len(found.side("lora").figures[Key.TRAIN_RATE].values) == found.repetitions == 1
+    assert not [name for name in children.done if "-train-" in name]
 
 
 def test_a_chosen_folder_is_empty_or_holds_the_same_comparison(both, tmp_path):
@@ -332,7 +341,7 @@ def test_a_chosen_folder_is_empty_or_holds_the_same_comparison(both, tmp_path):
         run(made, folder, Children(dies=1))
     assert place_at(folder, made) == (folder, True)
     with pytest.raises(ConfigError, match="compare_folder"):
-        place_at(folder, a_contest(both, repetitions=1))
+        place_at(folder, a_contest(both, quick=True))
     run(made, folder, Children())
     with pytest.raises(ConfigError, match="compare_folder"):
         place_at(folder, made)

@@ -18,8 +18,7 @@ from safetensors.numpy import save_file
 from bot.errors import ModelError
 from bot.prompts import Persona
 from engine import lora, models, plan, prompting
-from training import evaluate as evaluating
-from training import evaluation, suites
+from training import child, evaluation, suites
 from training.asking import Spoken
 from training.batches import Writer
 from training.evaluate import DatasetError, evaluate, judge, reason_of
@@ -99,7 +98,7 @@ def test_a_lesson_is_judged_by_what_was_taught(tmp_path):
 
 def run(place, monkeypatch, capsys, **job):
     """Do a job in this process, which must not become a slow one."""
-    monkeypatch.setattr(evaluating, "quietly", nullcontext)
+    monkeypatch.setattr(child, "quietly", nullcontext)
     place.mkdir(exist_ok=True)
     (place / JOB).write_text(EvaluateJob(**job).model_dump_json())
     code = evaluate(place)

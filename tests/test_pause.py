@@ -19,7 +19,8 @@ from config.texts import text
 from engine import plan
 from engine.mlx_engine import MLXEngine
 from engine.plan import Backend
-from farense_bot.learning import _Bar, _bar
+from farense_bot.bars import bars
+from farense_bot.learning import _Bar
 from tests import test_engine, test_night, test_service
 from tests.fakes import a_message
 from tests.test_engine import WORDS, ask, fields, make, request, text_of
@@ -348,7 +349,7 @@ def test_what_a_job_needs_is_told_from_its_files(tmp_path, embedded_model):
 
 def test_the_terminal_shows_what_a_training_should_need():
     written = io.StringIO()
-    with _bar(Console(file=written)) as progress:
+    with bars(Console(file=written)) as progress:
         _Bar(progress, "pt")(Estimate(total=3 * GIB // 2, parts={}))
     assert text("night.estimate", estimate=1.5) in written.getvalue()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import time
-import traceback
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,10 +13,10 @@ from bot.errors import FarenseError
 from bot.prompts import Persona
 from engine import lora, models, plan
 from training import evaluation, metrics, suites
-from training.child import quietly
+from training.child import told
 from training.evaluation import Evaluation, Known, Reply, RevisionResult, Speed, SuiteResult
 from training.examples import Example, Kind
-from training.job import Ended, EvaluateJob, Progress, emit, read_job
+from training.job import EvaluateJob, Progress, emit, read_job
 from training.run import NO_ROOM
 from training.suites import Case, Suite
 
@@ -34,15 +33,7 @@ class DatasetError(Exception):
 
 def evaluate(folder: Path) -> int:
     """Do the job in a folder; what came of it is the last event, and 0 when it went well."""
-    try:
-        with quietly():
-            evaluation.write(folder, _Evaluator(_job(folder)).run())
-    except Exception as fault:  # noqa: BLE001 (told as an event, whatever it is)
-        traceback.print_exc()  # to stderr; stdout is for events
-        emit(Ended(ok=False, reason=reason_of(fault), detail=str(fault)[:500]))
-        return 1
-    emit(Ended(ok=True))
-    return 0
+    return told(lambda: evaluation.write(folder, _Evaluator(_job(folder)).run()), reason_of)
 
 
 def reason_of(fault: Exception) -> Any:

@@ -80,13 +80,16 @@ class Contest:
 
     @cached_property
     def id(self) -> str:
-        """Equal only where the figures may stand beside each other."""
+        """Equal only where the figures may stand beside each other.
+
+        How often each is measured is not in it: an interrupted one may end with fewer.
+        """
         parts = {
             "bases": {method: base.fingerprint for method, base in self.bases.items()},
             "sides": {side.name: side.setting.recipe.model_dump() for side in self.sides},
             "data": self.data.digest,
             "persona": Persona.load(self.persona).version,
-            "rest": [self.profile, self.context, self.quick, self.repetitions],
+            "rest": [self.profile, self.context, self.quick],
             "machine": machine.facts(),
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]

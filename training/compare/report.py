@@ -21,6 +21,7 @@ from training.compare.values import Comparison
 
 STEM = "report"
 WIDTH = 80
+INDENT = (0, 0, 0, 2)
 LONGEST = 400  # characters of an answer in Markdown
 _HOUSE = re.compile(r"<style>\n(.*?)</style>", re.DOTALL)
 
@@ -115,7 +116,7 @@ def _figures(section: view.Section, language: str) -> list[RenderableType]:
         drawn.add_row(Text(group, style="bold"))
         for row in rows:
             cells = (cell.value if cell else "—" for cell in (row.lora, row.qlora))
-            drawn.add_row(Text(f"  {row.name}"), *cells, row.ratio)
+            drawn.add_row(Padding(Text(row.name), INDENT), *cells, row.ratio)
         drawn.add_section()
     return [drawn, *(_line(note) for note in section.notes), Text("")]
 

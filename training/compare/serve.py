@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from bot.prompts import Persona
 from engine import lora, models, plan
 from training import files
-from training.child import quietly
+from training.child import told
 from training.compare.energy import Meter
 from training.compare.values import Answer, Key
 from training.evaluate import reason_of
 from training.examples import Example, ask, read_lines
-from training.job import Ended, Progress, ServeJob, Value, emit
+from training.job import Progress, ServeJob, Value, emit
 from training.metrics import mean
 from training.run import process_peak
 
@@ -65,16 +64,11 @@ class Endless:
 
 def serve(folder: Path, job: ServeJob) -> int:
     """Do the job; what came of it is the last event, and 0 when it went well."""
-    try:
-        with quietly():
-            found = _measure(job)
-            files.write(folder / FILE, found.model_dump_json(indent=1).encode())
-    except Exception as fault:  # noqa: BLE001 (told as an event, whatever it is)
-        traceback.print_exc()  # to stderr; stdout is for events
-        emit(Ended(ok=False, reason=reason_of(fault), detail=str(fault)[:500]))
-        return 1
-    emit(Ended(ok=True))
-    return 0
+
+    def work() -> None:
+        files.write(folder / FILE, _measure(job).model_dump_json(indent=1).encode())
+
+    return told(work, reason_of)
 
 
 def read(folder: Path) -> Served:

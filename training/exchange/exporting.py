@@ -12,12 +12,12 @@ from bot.errors import ModelError
 from engine import weights
 from engine.folders import whole
 from engine.lora import CONFIG, WEIGHTS
+from engine.quantize import check_disk
 from training.exchange.adapter import Adapter, ExchangeError
 from training.exchange.peft import to_peft
 from training.guide import FILE, integration_guide
 from training.revisions import Revision
 
-GIB = 2**30
 SPARE = 64 * 2**20  # bytes of disk to leave free
 HALF, FLOAT = 2, 4  # bytes of a number
 
@@ -48,7 +48,7 @@ def export(revision: Revision, form: Format, target: Path, base: Path | None) ->
         adapter = Adapter.read(revision.folder)
         write, size = _plan(revision, adapter, form, base)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _check_disk(size, target.parent)
+        check_disk(size + SPARE, target.parent)
         with whole(target) as draft:
             write(draft)
             guide = integration_guide(revision.id, revision.metadata, form)
@@ -94,11 +94,3 @@ def _write_all(draft: Path, files: dict[str, bytes]) -> None:
 def _copy(revision: Revision, draft: Path) -> None:
     for name in (WEIGHTS, CONFIG):
         shutil.copyfile(revision.folder / name, draft / name)
-
-
-def _check_disk(size: int, folder: Path) -> None:
-    needed, free = size + SPARE, shutil.disk_usage(folder).free
-    if needed > free:
-        raise ExchangeError(
-            "error.convert_disk", needed=round(needed / GIB, 1), free=round(free / GIB, 1)
-        )

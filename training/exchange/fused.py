@@ -1,22 +1,16 @@
 """A model with an adapter added to its weights for good: a 16-bit Hugging Face folder.
 
 For what knows no adapters. The base is unpacked and the adapter added in float32, then rounded to
-16 bits once; into four bits it would mostly be lost. MLX computes each file of weights only when it
-is saved, so that no more than one (5 GB) is in memory. Uses MLX in this thread.
+16 bits once; into four bits it would mostly be lost. Uses MLX in this thread.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fnmatch
-import io
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from bot.errors import ModelError
 from engine import lora, models, weights
-from engine.quantize import KEPT, OWN
+from engine.quantize import write_model
 from training.exchange.adapter import Adapter, ExchangeError
 
 # Whose tensors mlx-lm leaves under Hugging Face's names.
@@ -38,24 +32,16 @@ def write_fused(
 
     Without an adapter it is the base itself, unpacked. Raises ModelError or OSError.
     """
-    utils: Any = models.mlx_lm_utils()
-    with contextlib.redirect_stdout(io.StringIO()):  # mlx-lm's remarks
-        try:
-            model, config = utils.load_model(base, lazy=True)
-        except Exception as fault:  # anything may come out of a foreign folder
-            detail = (str(fault).strip() or repr(fault)).splitlines()[0]
-            raise ModelError("error.model_broken", path=base, detail=detail) from fault
-        chosen = number or _number(base)
-        model = utils.dequantize_model(_in(model, "float32"))
+    chosen = number or _number(base)
+
+    def convert(model: Any, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        model = models.mlx_lm_utils().dequantize_model(_in(model, "float32"))
         if adapter is not None:
             _add(model, adapter)
-        utils.save_model(draft, _in(model, chosen), donate_model=True)
         plain = {k: v for k, v in config.items() if not k.startswith("quantization")}
-        utils.save_config(plain | {"torch_dtype": chosen}, draft / "config.json")
-    for path in base.iterdir():
-        if path.name not in OWN and any(fnmatch.fnmatch(path.name, each) for each in KEPT):
-            shutil.copyfile(path, draft / path.name)
-    weights.check(draft)
+        return _in(model, chosen), plain | {"torch_dtype": chosen}
+
+    write_model(base, draft, convert)
 
 
 def _add(model: Any, adapter: Adapter) -> None:
