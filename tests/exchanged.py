@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -67,17 +69,24 @@ def commit(revisions, adapter, base, name="20261124-033000-1"):
 
 
 def run_guide(guide, base, folder, *, without=()):
-    """Run the Python blocks of a guide with its paths filled in; returns what each printed."""
-    blocks = re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
+    """Run the commands of a guide with its paths filled in; returns what each printed.
+
+    Of the lines for a shell those of mlx-lm: the other programs are not here.
+    """
+    guide = guide.replace("PATH/TO/THE/BASE", str(base)).replace("PATH/TO/THIS/FOLDER", str(folder))
+    blocks = re.findall(r"^```(python|sh)\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)
     said = []
-    for block in blocks:
+    for kind, block in blocks:
         if any(name in block for name in without):
             continue
-        program = block.replace("PATH/TO/THE/BASE", str(base))
-        program = program.replace("PATH/TO/THIS/FOLDER", str(folder))
-        assert "PATH/TO" not in program
+        command = [sys.executable, "-c", block] if kind == "python" else shlex.split(block)
+        if kind == "sh" and not command[0].startswith("mlx_lm"):
+            continue
+        if kind == "sh":
+            command[0] = str(Path(sys.executable).with_name(command[0]))
+        assert "PATH/TO" not in block
         done = subprocess.run(
-            [sys.executable, "-c", program],
+            command,
             capture_output=True,
             text=True,
             timeout=280,

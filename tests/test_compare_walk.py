@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -22,12 +24,14 @@ pytestmark = pytest.mark.model
 ROOT = Path(__file__).resolve().parent.parent
 LONG = 600  # seconds, on a machine that is not quiet
 COMMAND = """
+import signal
 import sys
 from pathlib import Path
 from rich.console import Console
 from config.settings import load_settings
 from farense_bot.comparing import compare_now
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # as in a person's terminal
 settings = load_settings(Path(sys.argv[1]), engine={"model": "embedded"})
 sys.exit(compare_now(
     settings, quick=True, dequantise=False, original=True, data=None, out=None,
@@ -36,13 +40,20 @@ sys.exit(compare_now(
 """
 
 
-def start(home: Path) -> subprocess.Popen[str]:
+@contextmanager
+def started(home: Path) -> Iterator[subprocess.Popen[str]]:
+    """The command; nothing of it is left behind, however the test ends."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("FARENSE_")}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(home)],
         cwd=home.parent, env={**kept, "PYTHONPATH": str(ROOT)}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        process.kill()  # its children end with it
+        process.wait()
 
 
 def wait_for(process: subprocess.Popen[str], pattern: str, home: Path) -> Path:
@@ -61,19 +72,19 @@ def test_a_comparison_is_interrupted_and_ends_with_every_figure(tmp_path, embedd
     (home / "models").mkdir(parents=True)
     (home / "models" / embedded.NAME).symlink_to(embedded_model)
 
-    first = start(home)
-    wait_for(first, "comparisons/*/lora-recommended-serve-1/pid.txt", home)
-    children = psutil.Process(first.pid).children()
-    first.send_signal(signal.SIGINT)
-    said, _ = first.communicate(timeout=60)
+    with started(home) as first:
+        wait_for(first, "comparisons/*/lora-recommended-serve-1/pid.txt", home)
+        children = psutil.Process(first.pid).children()
+        first.send_signal(signal.SIGINT)
+        said, _ = first.communicate(timeout=60)
     assert first.returncode == 130
     assert text("compare.stopped") in said
     assert not [child for child in children if child.is_running()]
     done = next(home.glob("comparisons/*/lora-recommended-train-1/found.json"))
     before = done.stat().st_mtime_ns
 
-    second = start(home)
-    said, _ = second.communicate(timeout=LONG)
+    with started(home) as second:
+        said, _ = second.communicate(timeout=LONG)
     assert second.returncode == 0, said
     assert done.stat().st_mtime_ns == before
     (place,) = home.glob("comparisons/*")

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from bot.errors import ModelError
+from config.settings import load_settings
 from engine import models, quantize, weights
 from engine.plan import Backend, ComputePlan
 from engine.quantize import Scheme, dequantise, quantise
+from farense_bot.quantising import quantise_now
 from tests.tiny import tiny_model
 
 AS_IT_IS = ComputePlan(Backend.CPU, None, dequantise=False, why="tests")
@@ -163,3 +168,18 @@ def test_the_embedded_model_in_16_bits_answers_as_in_int4(embedded_model, tmp_pa
     wanted, found = logits(embedded_model), logits(back)
     assert np.array_equal(wanted.argmax(-1), found.argmax(-1))
     assert np.abs(wanted - found).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.model
+def test_the_command_says_what_rounding_saves_and_what_it_costs(embedded_model, tmp_path):
+    back = dequantise(embedded_model, tmp_path / "half")
+    out = Console(file=io.StringIO(), width=100)
+    settings = load_settings(tmp_path / "home", engine={"model": str(back)})
+    quantise_now(settings, tmp_path / "int4", Scheme(), Console(file=io.StringIO()), out)
+    said = out.file.getvalue()
+    assert "269 MB" in said
+    assert "4,5" in said
+    losses = re.findall(r"\d,\d{3}\b", said)
+    before, after = (float(one.replace(",", ".")) for one in losses)
+    assert before < after < 2 * before
+    assert weights.read_config(tmp_path / "int4")["quantization"]["group_size"] == 64

@@ -115,8 +115,10 @@ def _figures(section: view.Section, language: str) -> list[RenderableType]:
     for group, rows in section.groups:
         drawn.add_row(Text(group, style="bold"))
         for row in rows:
-            cells = (cell.value if cell else "—" for cell in (row.lora, row.qlora))
-            drawn.add_row(Padding(Text(row.name), INDENT), *cells, row.ratio)
+            cells = [cell.value if cell else "—" for cell in (row.lora, row.qlora)]
+            kind = next(cell.source for cell in (row.lora, row.qlora) if cell)
+            said = text(f"comparison.tag.{kind}", language)
+            drawn.add_row(Padding(Text(row.name), INDENT), *cells, row.ratio, said)
         drawn.add_section()
     return [drawn, *(_line(note) for note in section.notes), Text("")]
 
@@ -127,6 +129,8 @@ def _scores(found: matrix.Matrix, language: str) -> Table:
     )
     for score in found.scores:
         name = text(f"comparison.criterion.{score.criterion}", language)
+        if any(part.source == "derived" for part in score.parts):
+            name += f" ({text('comparison.tag.derived', language)})"
         tie = text("comparison.tie", language) if score.tied else ""
         drawn.add_row(name, *view.points(score, language), tie)
     drawn.add_section()
@@ -155,6 +159,8 @@ def _columns(title: str, first: str, language: str, *, ratio: bool = True) -> Ta
     for method in view.METHODS:
         drawn.add_column(view.title_of(method, language), justify="right", no_wrap=True)
     drawn.add_column(text("comparison.column.ratio", language) if ratio else "", justify="right")
+    if ratio:
+        drawn.add_column("")
     return drawn
 
 
