@@ -79,11 +79,12 @@ def run_guide(guide, base, folder, *, without=()):
     for kind, block in blocks:
         if any(name in block for name in without):
             continue
-        command = [sys.executable, "-c", block] if kind == "python" else shlex.split(block)
-        if kind == "sh" and not command[0].startswith("mlx_lm"):
-            continue
+        command = [sys.executable, "-c", block]
         if kind == "sh":
-            command[0] = str(Path(sys.executable).with_name(command[0]))
+            if not block.startswith("mlx_lm"):
+                continue
+            program, *options = shlex.split(block)
+            command = [str(Path(sys.executable).with_name(program)), *options]
         assert "PATH/TO" not in block
         done = subprocess.run(
             command,
