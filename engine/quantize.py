@@ -67,13 +67,7 @@ def is_quantised(folder: Path) -> bool:
 def bits_per_weight(folder: Path) -> float:
     """Bits on disk of a weight, scales and biases included. Raises ModelError."""
     files = weights.check(folder)
-    return 8 * sum(file.size for file in files) / parameters(folder)
-
-
-def parameters(folder: Path) -> int:
-    """How many numbers a model has, from its files' headers. Raises ModelError."""
-    config, files = weights.read_config(folder), weights.check(folder)
-    return weights.memory_needed(config, files, dequantise=True) // 4
+    return 8 * sum(file.size for file in files) / weights.parameters(folder)
 
 
 def quantise(source: Path, target: Path, scheme: Scheme) -> Path:
@@ -83,7 +77,7 @@ def quantise(source: Path, target: Path, scheme: Scheme) -> Path:
     """
     if is_quantised(source):
         raise ModelError("error.quantise_twice", path=source)
-    size = int(parameters(source) * scheme.bits_per_weight / 8)
+    size = int(weights.parameters(source) * scheme.bits_per_weight / 8)
 
     def convert(model: Any, config: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         from mlx_lm.convert import mixed_quant_predicate_builder
@@ -115,7 +109,7 @@ def dequantise(source: Path, target: Path) -> Path:
         plain = {k: v for k, v in config.items() if not k.startswith("quantization")}
         return dequantize_model(model), plain
 
-    return _convert(source, target, HALF * parameters(source), convert)
+    return _convert(source, target, HALF * weights.parameters(source), convert)
 
 
 def _convert(

@@ -103,6 +103,11 @@ def memory_needed(config: Mapping[str, Any], files: list[WeightFile], *, dequant
     return 4 * sum(_numbers(name, shapes, group) for name in shapes)
 
 
+def parameters(folder: Path) -> int:
+    """How many numbers a model has, from its files' headers. Raises ModelError."""
+    return memory_needed(read_config(folder), check(folder), dequantise=True) // 4
+
+
 def _numbers(name: str, shapes: Mapping[str, list[int]], group: int) -> int:
     """How many numbers a tensor holds once unpacked; scales and biases vanish into them."""
     stem, _, leaf = name.rpartition(".")

@@ -10,8 +10,7 @@ from rich.progress import Progress
 
 from config.settings import Settings
 from config.texts import text
-from engine import models
-from engine.quantize import parameters
+from engine import models, weights
 from farense_bot.app import ensure_model, state_folder
 from farense_bot.bars import bars
 from training.compare import contest, report, sides
@@ -123,7 +122,7 @@ def _contest(
     console.print(text("compare.bases", language))
     embedded = models.resolve(settings.engine.model, settings.models).kind is models.Kind.EMBEDDED
     bases = prepare_bases(name, folder, settings.models, dequantise=dequantise or embedded)
-    size = parameters(folder)
+    size = weights.parameters(folder)
     recommended = sides.of_original() if original else sides.of_profile(profile, size)
     entries = sides.entries(recommended, quick=quick)
     lengths = [entry.setting.recipe.max_length for entry in entries]

@@ -75,7 +75,7 @@ class Workshop:
 
     def model(self) -> Table:
         """The base on disk, beside what it would be in 16 and 32 bits."""
-        size = quantize.parameters(self._base.folder)
+        size = weights.parameters(self._base.folder)
         disk = sum(file.size for file in weights.check(self._base.folder))
         table = self._table("what", "bits", "size")
         bits = quantize.bits_per_weight(self._base.folder)

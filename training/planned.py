@@ -20,7 +20,7 @@ from engine import models, weights
 from engine.plan import Backend, detect
 from training import derived, memory
 from training.job import Estimate
-from training.recipe import Phase, Recipe, named_recipe, parameters, recipe_name
+from training.recipe import Phase, Recipe, named_recipe, recipe_name
 
 MIB = 2**20
 LEAST_LENGTH, LEAST_LAYERS, LEAST_CACHE = 128, 4, 128
@@ -161,7 +161,7 @@ def fitted(settings: Settings) -> Settings:
 def recipe_of(settings: Settings, folder: Path) -> Recipe:
     """How a model in a folder learns on the settings' machine. Raises ConfigError or ModelError."""
     method: Method = "qlora" if "quantization" in weights.read_config(folder) else "lora"
-    return named_recipe(recipe_name(profile_for(settings), method, parameters(folder)))
+    return named_recipe(recipe_name(profile_for(settings), method, weights.parameters(folder)))
 
 
 def machine_of(profile: Profile) -> Machine:
@@ -217,7 +217,7 @@ def _subject(settings: Settings, *, dequantise: bool) -> Subject:
         name=source.name,
         here=True,
         method="qlora" if "quantization" in config else "lora",
-        parameters=parameters(source.folder),
+        parameters=weights.parameters(source.folder),
         config=config,
         disk=sum(file.size for file in files),
         weights=weights.memory_needed(config, files, dequantise=dequantise),

@@ -6,14 +6,12 @@ of it.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from bot.errors import ConfigError
 from config.profiles import Method, Numbers, Profile, recipes
-from engine import weights
 
 LINEAR = (
     "self_attn.q_proj",
@@ -30,7 +28,6 @@ TARGETS = {
     "q,k,v": LINEAR[:3],
 }
 
-FLOAT = 4  # bytes
 VOTES_RATE = 1e-5  # the learning rate of the stage that learns votes
 SMALL = 1_000_000_000  # parameters, below which a model learns with all its layers in no time
 
@@ -117,9 +114,3 @@ def _made(numbers: Numbers) -> Recipe:
         max_length=numbers.length,
         checkpoint_gradients=numbers.checkpoint,
     )
-
-
-def parameters(folder: Path) -> int:
-    """How many parameters a model has, from its files' headers. Raises ModelError."""
-    config, files = weights.read_config(folder), weights.check(folder)
-    return weights.memory_needed(config, files, dequantise=True) // FLOAT

@@ -45,7 +45,7 @@ class Prepared:
         """In figures; `memory` is what it was seen to compute in. Raises ModelError."""
         return Base(
             name=self.name,
-            parameters=quantize.parameters(self.folder),
+            parameters=weights.parameters(self.folder),
             bits=round(quantize.bits_per_weight(self.folder), 2),
             memory=memory or _expected(self.folder),
             made=self.made,
